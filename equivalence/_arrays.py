@@ -1,0 +1,84 @@
+"""What the public functions accept as arrays, and how they refuse the rest."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.floating[Any]]
+
+_COMPUTE: dict[str, type[np.floating[Any]]] = {
+    "float16": np.float32,
+    "float32": np.float32,
+    "float64": np.float64,
+}
+
+
+def as_real(name: str, value: npt.ArrayLike) -> Array:
+    """Return `value` as a float16, float32 or float64 array; integers and booleans become float64.
+
+    Raises TypeError for every other dtype, naming the argument.
+    """
+    array = np.asarray(value)
+    if array.dtype.kind in "iub":
+        return array.astype(np.float64)
+    if array.dtype.name not in _COMPUTE:
+        raise TypeError(
+            f"{name} has dtype {array.dtype}; expected float16, float32, float64 or integers"
+        )
+    return array
+
+
+def as_tokens(name: str, value: npt.ArrayLike, *, dim: int | None = None) -> Array:
+    """Return `value` as a (..., n, d) array with d = `dim` if given.
+
+    Raises ValueError for fewer than two axes or a wrong last axis, naming the argument.
+    """
+    array = as_real(name, value)
+    if array.ndim < 2:
+        raise ValueError(f"{name} has shape {array.shape}; expected (..., n_tokens, dim)")
+    if dim is not None and array.shape[-1] != dim:
+        raise ValueError(f"{name} has shape {array.shape}; expected (..., n_tokens, {dim})")
+    return array
+
+
+def as_points(name: str, value: npt.ArrayLike) -> Array:
+    """Like `as_tokens`, but d = 0 is refused: a kernel needs at least one coordinate."""
+    array = as_tokens(name, value)
+    if array.shape[-1] == 0:
+        raise ValueError(f"{name} has shape {array.shape}; expected a last axis of at least 1")
+    return array
+
+
+def as_scale(scale: float | None, dim: int) -> float:
+    """Return the score scale, 1/sqrt(dim) by default; ValueError unless it is a finite number."""
+    if scale is None:
+        return 1.0 / math.sqrt(dim)
+    if isinstance(scale, bool) or not isinstance(scale, int | float | np.floating | np.integer):
+        raise TypeError(f"scale is {scale!r}; expected a finite number or None")
+    if not math.isfinite(scale):
+        raise ValueError(f"scale is {scale!r}; expected a finite number")
+    return float(scale)
+
+
+def as_positive_scale(scale: float | None, dim: int) -> float:
+    """Like `as_scale`, but a scale that makes exp(scale x.y) no kernel (<= 0) is refused."""
+    number = as_scale(scale, dim)
+    if number <= 0:
+        raise ValueError(
+            f"scale is {scale!r}; expected a positive number: exp(scale x.y) is a kernel only then"
+        )
+    return number
+
+
+def common_dtype(*arrays: Array) -> np.dtype[Any]:
+    """The dtype of the result: NumPy's promotion of the arguments' dtypes."""
+    return np.result_type(*arrays)
+
+
+def compute_dtype(dtype: np.dtype[Any]) -> type[np.floating[Any]]:
+    """The dtype to compute in: float16 is computed in float32, the others in themselves."""
+    return _COMPUTE[dtype.name]

@@ -1,0 +1,220 @@
+"""Error budgets: how far a correct computation may be from the exact answer, and why.
+
+All bounds are forward error bounds in the standard model fl(a op b) = (a op b)(1 + delta),
+|delta| <= u (Higham 2002, ch. 2-3), elementwise and aware of magnitudes. They are themselves
+evaluated in float64, and rounded up for that. `np.exp` is assumed good to 4 ulp.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from equivalence._arrays import Array
+
+_ROUND_UP = 1 + 2.0**-20
+_EXP_ULPS = 4
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A bound (an array that broadcasts with what is compared), its reason, and its u."""
+
+    bound: Array
+    because: str
+    u: float
+
+    def __add__(self, other: Budget) -> Budget:
+        """Two roundings in a row, or one on each side of a comparison."""
+        because = (
+            self.because if other.because in self.because else (f"{self.because}; {other.because}")
+        )
+        return Budget(self.bound + other.bound, because, max(self.u, other.u))
+
+    def __getitem__(self, index: Any) -> Budget:
+        """The budget of part of the entries."""
+        return Budget(self.bound[index], self.because, self.u)
+
+    def times(self, factor: float | Array, because: str = "") -> Budget:
+        """The budget of something that moves `factor` times as much; the reason goes first."""
+        return Budget(self.bound * factor, because + self.because, self.u)
+
+
+def unit_roundoff(dtype: npt.DTypeLike) -> float:
+    """u of a floating dtype: 2^-53 for float64, 2^-24 for float32.
+
+    >>> unit_roundoff("float64") == 2.0**-53
+    True
+    """
+    return float(np.finfo(np.dtype(dtype)).eps) / 2
+
+
+def gamma(n: int, u: float) -> float:
+    """gamma_n = n u / (1 - n u): the relative error of n roundings (Higham 2002, lemma 3.1).
+
+    >>> gamma(1, 0.25)
+    0.3333333333333333
+    """
+    if n * u >= 1:
+        raise ValueError(f"n is {n} and u is {u}; expected n u < 1")
+    return n * u / (1 - n * u)
+
+
+def exact(because: str) -> Budget:
+    """No error at all is allowed."""
+    return Budget(np.zeros(()), because, 0.0)
+
+
+def score_error(Q: Array, K: Array, scale: float, u: float) -> Array:
+    """|computed - exact| of the scores scale q.k.
+
+    A dot product has d roundings; the scale, its cast and two products with it add four.
+    """
+    magnitude = abs(scale) * (_f64(abs(Q)) @ _f64(abs(K)).T)
+    return gamma(Q.shape[-1] + 4, u) * magnitude
+
+
+def weight_errors(
+    Q: Array, K: Array, scale: float, u: float, bias: Array | None = None
+) -> tuple[Array, Array]:
+    """The weights p (n_q, n_k), and the relative error of each kappa_j as attention computes it."""
+    S = scale * (_f64(Q) @ _f64(K).T)
+    error = score_error(Q, K, scale, u)
+    if bias is not None:
+        S = S + bias
+        error = error + u * np.where(np.isfinite(S), abs(S), 0)
+    S = S - S.max(axis=-1, keepdims=True)
+    kappa = np.exp(S)
+    distance = np.where(kappa > 0, -S, 0.0)
+    relative = np.expm1(error + u * distance) + 2 * _EXP_ULPS * u
+    return kappa / kappa.sum(axis=-1, keepdims=True), relative
+
+
+def attention_budget(
+    Q: Array, K: Array, V: Array, scale: float, u: float, bias: Array | None = None
+) -> Budget:
+    """The error of sum_j kappa_j v_j / sum_j kappa_j, evaluated in any order of summation."""
+    n = K.shape[-2]
+    p, relative = weight_errors(Q, K, scale, u, bias)
+    return Budget(
+        _ratio_error(p, relative, _f64(V), n, u) + _underflow(V, u),
+        f"scores err by gamma_(d+4) |q|.|k|, exp by {_EXP_ULPS} ulp, sums by gamma_n "
+        f"(Higham 2002, sec. 3.1), n={n}, d={Q.shape[-1]}",
+        u,
+    )
+
+
+def weights_budget(Q: Array, K: Array, scale: float, u: float, bias: Array | None = None) -> Budget:
+    """The error of each weight kappa_j / sum_j kappa_j."""
+    n = K.shape[-2]
+    p, relative = weight_errors(Q, K, scale, u, bias)
+    D_error = (p * relative).sum(axis=-1, keepdims=True) + gamma(n, u)
+    bound = p * (relative + D_error + 2 * u) / (1 - D_error)
+    tiny = np.finfo(np.float32 if u > 2.0**-53 else np.float64).tiny
+    return Budget(
+        _ROUND_UP * bound + tiny,
+        f"a weight errs by its own kappa and by D, gamma_n (Higham 2002, sec. 3.1), n={n}",
+        u,
+    )
+
+
+def gaussian_exponent_error(X: Array, Z: Array, u: float) -> Array:
+    """|computed - exact| of x.z - |x|^2/2 - |z|^2/2 - shift, the half norms taken as given.
+
+    A dot product of vectors that carry the rounded root of the scale (4 roundings), then three
+    differences and the sum with the log scale, of numbers no larger than the three terms together.
+    """
+    X, Z = _f64(X), _f64(Z)
+    dot = abs(X) @ abs(Z).T
+    half = ((X**2).sum(-1) / 2)[:, None] + (Z**2).sum(-1) / 2
+    error: Array = gamma(X.shape[-1] + 4, u) * dot + gamma(5, u) * (dot + half)
+    return error
+
+
+def kernel_budget(Phi_x: Array, Phi_z: Array, exponent_error: Array, u: float) -> Budget:
+    """The error of phi(x).phi(z) where L phi(x) = g is solved by substitution, then summed.
+
+    The computed solution solves (L + dL) y = g with |dL| <= gamma_m |L| (Higham 2002, thm 8.5),
+    so a row of |L| |y| bounds what is lost, whatever the condition of the Gram matrix.
+    """
+    m = Phi_x.shape[-1]
+    terms = _f64(abs(Phi_x)) @ _f64(abs(Phi_z)).T
+    relative = np.expm1(exponent_error) + 2 * _EXP_ULPS * u
+    kernel = abs(_f64(Phi_x) @ _f64(Phi_z).T)
+    return Budget(
+        _ROUND_UP * (gamma(2 * m + 2, u) * terms + relative * kernel),
+        f"substitution and sum err by gamma_2m |L||y| (Higham 2002, thm 8.5), m={m}; "
+        f"the kernel by its exponent and {_EXP_ULPS} ulp",
+        u,
+    )
+
+
+def dual_budget(Phi: Array, phi_q: Array, V: Array, exponent_error: Array, u: float) -> Budget:
+    """The error of W_1 phi(q) from key features Phi (n, m) that carry one common scale.
+
+    exponent_error (n_q, n) is that of the exponent behind each kernel entry, scale included. As
+    |o| counts as sum_j p_j |v_j|, the bound holds for the part of o of any subset of the tokens.
+    """
+    kernel, error = _dual_kernel(Phi, phi_q, exponent_error, u)
+    D, D_error = kernel.sum(-1)[:, None], error.sum(-1)[:, None]
+    o = abs(kernel) @ abs(_f64(V)) / D
+    bound = (error @ abs(_f64(V)) + o * D_error) / (D - D_error) + u * o
+    return Budget(np.where(D_error < D, _ROUND_UP * bound, np.inf), _dual_reason(Phi), u)
+
+
+def normalizer_budget(Phi: Array, phi_q: Array, exponent_error: Array, u: float) -> Budget:
+    """The relative error of D(q) = sum_j phi(k_j).phi(q)."""
+    kernel, error = _dual_kernel(Phi, phi_q, exponent_error, u)
+    D, D_error = kernel.sum(-1), error.sum(-1)
+    bound = np.where(D_error < D, _ROUND_UP * D_error / (D - D_error), np.inf)
+    return Budget(bound, _dual_reason(Phi), u)
+
+
+def _dual_kernel(Phi: Array, phi_q: Array, exponent_error: Array, u: float) -> tuple[Array, Array]:
+    n, m = Phi.shape
+    Phi, phi_q = _f64(Phi), _f64(phi_q)
+    kernel = phi_q @ Phi.T
+    relative = np.expm1(exponent_error) + 4 * _EXP_ULPS * u
+    error = gamma(n + 3 * m + 6, u) * (abs(phi_q) @ abs(Phi).T) + relative * abs(kernel)
+    return kernel, error
+
+
+def _dual_reason(Phi: Array) -> str:
+    n, m = Phi.shape
+    return (
+        f"W_1 and D are sums of n={n} terms |phi(k)||phi(q)| over m={m} features, "
+        "gamma_(n+3m) (Higham 2002, sec. 3.1 and thm 8.5)"
+    )
+
+
+def sum_budget(terms: Array, n: int, u: float, axis: int | tuple[int, ...] = -1) -> Budget:
+    """The error of a sum of products: gamma_n times the sum of the terms' magnitudes."""
+    magnitude = _f64(abs(terms)).sum(axis=axis)
+    return Budget(
+        _ROUND_UP * gamma(n, u) * magnitude,
+        f"gamma_{n} times the terms' magnitudes (Higham 2002, sec. 3.1)",
+        u,
+    )
+
+
+def _ratio_error(p: Array, relative: Array, V: Array, n: int, u: float) -> Array:
+    rounding = gamma(n + 1, u)
+    N_error = (p * (relative + rounding + relative * rounding)) @ abs(V)
+    D_error = (p * relative).sum(axis=-1, keepdims=True) + rounding
+    o = abs(p @ V)
+    bound: Array = _ROUND_UP * ((N_error + o * D_error) / (1 - D_error) + u * o)
+    return bound
+
+
+def _underflow(V: Array, u: float) -> Array:
+    """A kappa below the smallest normal number loses all of it, while D is at least 1."""
+    tiny = np.finfo(np.float32 if u > 2.0**-53 else np.float64).tiny
+    lost: Array = float(tiny) * _f64(abs(V)).sum(axis=-2)
+    return lost
+
+
+def _f64(x: Array) -> Array:
+    return np.asarray(x, np.float64)

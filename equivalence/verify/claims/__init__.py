@@ -1,0 +1,1 @@
+"""One module a claim: the check, and the mutants it rejects."""

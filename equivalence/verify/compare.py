@@ -1,0 +1,101 @@
+"""Comparing what was computed with what the theorem gives, within a budget, readably."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from equivalence._arrays import Array
+from equivalence.verify.budgets import Budget
+
+# float32's unit roundoff for float64, float16's for float32.
+_LOWER = {2.0**-53: 2.0**-24, 2.0**-24: 2.0**-11}
+
+
+class Disagreement(AssertionError):
+    """Two things that a claim says are equal are not, or a law was broken."""
+
+
+@dataclass(frozen=True)
+class NotRun:
+    """A comparison that the target offers no way to make; it is counted and reported."""
+
+    what: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`got` against `want`, entry by entry; `error` is |got - want|, or a certified bound of it."""
+
+    what: str
+    got: Array
+    want: Array
+    error: Array
+    budget: Budget
+
+    @property
+    def share(self) -> float:
+        """The largest part of the budget used: at most 1 if the comparison holds, NaN for NaN."""
+        bound = np.broadcast_to(self.budget.bound, self.error.shape)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = np.where(self.error == 0, 0.0, self.error / bound)
+        return float(np.max(share, initial=0.0))
+
+    @property
+    def width(self) -> float:
+        """The budget relative to the largest number compared, or absolute if that is below 1.
+
+        Cases have values of order 1, so a want near 0 is a sum that happens to cancel.
+        """
+        largest = float(np.max(abs(np.asarray(self.want, float)), initial=1.0))
+        return float(np.max(self.budget.bound, initial=0.0)) / largest
+
+    def require(self) -> float:
+        """Return the share used; raise Disagreement if it exceeds 1 or the budget is no test.
+
+        A budget as wide as the unit roundoff of the next lower precision could let that precision
+        pass for the stated one: the comparison proves nothing, and fails.
+        """
+        if not self.share <= 1:
+            raise Disagreement(self._failure())
+        limit = _LOWER.get(self.budget.u, 0.0)
+        if not self.width <= limit:
+            raise Disagreement(
+                f"{self.what}: the budget {self.width:.1e} is wider than {limit:.1e}, the unit "
+                "roundoff of the next lower precision, and could not tell the two apart\n"
+                f"  allowed  because {self.budget.because}"
+            )
+        return self.share
+
+    def _failure(self) -> str:
+        bound = np.broadcast_to(self.budget.bound, self.error.shape)
+        excess = np.where(np.isnan(self.error), np.inf, self.error) - bound
+        at = np.unravel_index(int(np.argmax(excess)), self.error.shape)
+        error, allowed = float(self.error[at]), float(bound[at])
+        times = error / allowed if allowed else math.inf
+        place = ", ".join(str(int(i)) for i in at)
+        return (
+            f"{float(self.got[at]):.10g} where the theorem gives {float(self.want[at]):.10g} "
+            f"at ({place}): {self.what}\n"
+            f"  error    {error:.2g} = {times:.2g} x the allowed {allowed:.2g}\n"
+            f"  allowed  because {self.budget.because}"
+        )
+
+
+def compare(what: str, got: npt.ArrayLike, want: npt.ArrayLike, budget: Budget) -> Comparison:
+    """Compare two arrays of one shape; a shape that differs, or a NaN, is a failure, not an error.
+
+    >>> from equivalence.verify.budgets import exact
+    >>> compare("one is one", [1.0], [1.0], exact("nothing is rounded")).require()
+    0.0
+    """
+    a, b = np.asarray(got), np.asarray(want)
+    if a.shape != b.shape:
+        raise Disagreement(f"{what}: shape {a.shape} where the theorem gives {b.shape}")
+    with np.errstate(invalid="ignore"):
+        error = abs(a.astype(np.float64) - b.astype(np.float64))
+    return Comparison(what, a, b, error, budget)

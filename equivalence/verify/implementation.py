@@ -1,0 +1,34 @@
+"""What is under test: the public functions by name, each of which a mutant or a target replaces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import equivalence
+from equivalence import dual
+from equivalence.features import GramFeatures, PositiveFeatures
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """The functions a claim's check calls; `dataclasses.replace` swaps one for another."""
+
+    attention: Callable[..., Any] = equivalence.attention
+    attention_weights: Callable[..., Any] = equivalence.attention_weights
+    GramFeatures: Any = GramFeatures
+    PositiveFeatures: Any = PositiveFeatures
+    OneStepRegressor: Any = equivalence.OneStepRegressor
+    normalizer: Callable[..., Any] = dual.normalizer
+    initial_weights: Callable[..., Any] = dual.initial_weights
+    loss: Callable[..., Any] = dual.loss
+    gradient: Callable[..., Any] = dual.gradient
+    gradient_step: Callable[..., Any] = dual.gradient_step
+    gradient_steps: Callable[..., Any] = dual.gradient_steps
+    predict: Callable[..., Any] = dual.predict
+    keywords: frozenset[str] = frozenset({"scale", "mask", "causal"})
+    """What `attention` accepts beside query, key and value."""
+
+
+OURS = Implementation()

@@ -1,0 +1,133 @@
+"""The independent oracle: the definitions in plain scalar arithmetic, with no NumPy in them.
+
+One text, two arithmetics: floats summed without error (`math.fsum`), and balls (python-flint's arb,
+200 bits), whose radii are proofs. Float inputs are exact rationals, so a ball encloses the exact
+result for the given inputs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from equivalence._arrays import Array
+from equivalence.verify.budgets import Budget
+from equivalence.verify.compare import Comparison, Disagreement
+
+Number = Any  # float, or flint.arb
+Vector = Sequence[Number]
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How to make, add and exponentiate numbers, and how far a float is from one of them."""
+
+    name: str
+    number: Callable[[float], Number]
+    exp: Callable[[Number], Number]
+    sqrt: Callable[[Number], Number]
+    sum: Callable[[Iterable[Number]], Number]
+    distance: Callable[[float, Number], float]
+    certified: bool
+
+    def vectors(self, array: Array) -> list[list[Number]]:
+        """The rows of a matrix, exactly."""
+        return [[self.number(float(x)) for x in row] for row in array]
+
+    def dot(self, x: Vector, y: Vector) -> Number:
+        """x.y"""
+        return self.sum(a * b for a, b in zip(x, y, strict=True))
+
+
+FLOATS = Arithmetic(
+    name="fsum",
+    number=float,
+    exp=math.exp,
+    sqrt=math.sqrt,
+    sum=math.fsum,
+    distance=lambda got, want: abs(got - want),
+    certified=False,
+)
+
+
+def has_balls() -> bool:
+    """Whether python-flint is installed."""
+    return importlib.util.find_spec("flint") is not None
+
+
+def balls() -> Arithmetic:
+    """Ball arithmetic at 200 bits; ImportError without python-flint."""
+    from flint import arb, ctx
+
+    ctx.prec = 200
+
+    def distance(got: float, want: Number) -> float:
+        if not math.isfinite(got):
+            return math.nan
+        difference = arb(got) - want
+        # Rounding the upper end to a float may lower it: take the next one up.
+        return 0.0 if difference == 0 else math.nextafter(float(abs(difference).upper()), math.inf)
+
+    return Arithmetic(
+        name="arb",
+        number=arb,
+        exp=arb.exp,
+        sqrt=arb.sqrt,
+        sum=lambda terms: sum(terms, arb(0)),
+        distance=distance,
+        certified=True,
+    )
+
+
+def scale_of(number: Arithmetic, scale: float | None, dim: int) -> Number:
+    """The score scale: 1/sqrt(d), not its rounding, unless one is given."""
+    one = number.number(1.0)
+    return one / number.sqrt(number.number(float(dim))) if scale is None else number.number(scale)
+
+
+def weights(
+    number: Arithmetic, q: Vector, K: Sequence[Vector], scale: Number, bias: Vector | None = None
+) -> list[Number]:
+    """p_j = exp(scale q.k_j + b_j) / sum; the largest score is taken out of all of them."""
+    scores = [scale * number.dot(q, k) for k in K]
+    if bias is not None:
+        scores = [s + b for s, b in zip(scores, bias, strict=True)]
+    top = max(scores, key=float)
+    kappa = [number.exp(s - top) for s in scores]
+    D = number.sum(kappa)
+    return [x / D for x in kappa]
+
+
+def attention(
+    number: Arithmetic,
+    q: Vector,
+    K: Sequence[Vector],
+    V: Sequence[Vector],
+    scale: Number,
+    bias: Vector | None = None,
+) -> list[Number]:
+    """o = sum_j p_j v_j."""
+    p = weights(number, q, K, scale, bias)
+    return [number.dot(p, column) for column in zip(*V, strict=True)]
+
+
+def against(
+    number: Arithmetic, what: str, got: Array, want: Sequence[Sequence[Number]], budget: Budget
+) -> Comparison:
+    """Compare an array with the oracle's numbers; in ball arithmetic the error is certified."""
+    a = np.asarray(got)
+    middle = np.array([[float(x) for x in row] for row in want], np.float64)
+    if a.shape != middle.shape:
+        raise Disagreement(f"{what}: shape {a.shape} where the theorem gives {middle.shape}")
+    error = np.array(
+        [
+            [number.distance(float(x), y) for x, y in zip(*rows, strict=True)]
+            for rows in zip(a, want, strict=True)
+        ]
+    ).reshape(a.shape)
+    return Comparison(f"{what} [{number.name}]", a, middle, error, budget)

@@ -1,0 +1,56 @@
+"""Claims as pytest parameters, for somebody else's test suite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from equivalence.verify.claim import Claim
+from equivalence.verify.protocol import adapt, check_implementation, concerned
+from equivalence.verify.registry import load_all
+from equivalence.verify.report import Report
+
+
+def parametrize_with_claims(
+    targets: Sequence[Any], *, known_failures: Mapping[str, str] | None = None
+) -> Any:
+    """A pytest decorator: the test gets `target` and `check`, once for each claim that concerns it.
+
+    `check(target)` raises AssertionError with the report if the claim does not hold. A claim in
+    `known_failures` (stem to reason) must fail.
+
+    Raises TypeError for a target that is no attention, feature map or regressor.
+
+    Examples
+    --------
+    In a test module::
+
+        @parametrize_with_claims([my_attention])
+        def test_my_attention(target, check):
+            check(target)
+    """
+    import pytest
+
+    pairs = [
+        pytest.param(
+            target, _check(claim, known_failures or {}), id=f"{_name(target)}-{claim.stem}"
+        )
+        for target in targets
+        for claim in concerned(load_all(), adapt(target)[0])
+    ]
+    return pytest.mark.parametrize(("target", "check"), pairs)
+
+
+def _check(claim: Claim, known_failures: Mapping[str, str]) -> Callable[[Any], Report]:
+    known = {stem: why for stem, why in known_failures.items() if stem == claim.stem}
+
+    def check(target: Any) -> Report:
+        report = check_implementation(target, only=[claim.stem], known_failures=known)
+        assert report.verdict == "HOLDS", report.text()
+        return report
+
+    return check
+
+
+def _name(target: Any) -> str:
+    return str(getattr(target, "__name__", type(target).__name__))

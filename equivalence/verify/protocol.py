@@ -1,0 +1,165 @@
+"""Pointing the suite at somebody's own code: which part it replaces, and how it is called."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from equivalence._arrays import Array
+from equivalence.verify.claim import Claim
+from equivalence.verify.implementation import OURS, Implementation
+from equivalence.verify.profiles import PROFILES
+from equivalence.verify.registry import load, load_all
+from equivalence.verify.report import Report
+from equivalence.verify.runner import run
+
+
+def check_implementation(
+    target: Any,
+    *,
+    only: Sequence[str] = (),
+    profile: str = "quick",
+    seed: int = 0,
+    known_failures: Mapping[str, str] | None = None,
+) -> Report:
+    """Check an implementation against every claim that concerns it.
+
+    Parameters
+    ----------
+    target : callable, class, or "module:name"
+        An attention `f(query, key, value)`, optionally with keywords `scale`, `mask`, `causal`;
+        a class of random features with `.sample`; of data-aware features with `.fit` and
+        `__call__`; or a regressor with `.fit` and `.predict`.
+    only : sequence of stems
+        Restricts the claims.
+    profile : "quick", "full" or "nightly"
+    seed : int
+    known_failures : mapping of stem to reason, optional
+        Claims that are known to fail; one that holds all the same is a failure.
+
+    Raises
+    ------
+    ValueError
+        An unknown stem, profile, or a target that concerns no claim.
+    TypeError
+        A target that is none of the above.
+
+    Examples
+    --------
+    >>> from equivalence import attention
+    >>> report = check_implementation(attention, only=["softmax_is_kernel_smoothing"])
+    >>> report.verdict
+    'HOLDS'
+    """
+    if profile not in PROFILES:
+        raise ValueError(f"profile is {profile!r}; expected one of {', '.join(PROFILES)}")
+    for stem in known_failures or {}:
+        load(stem)
+    name = target if isinstance(target, str) else ""
+    part, implementation = adapt(import_target(target) if isinstance(target, str) else target)
+    claims = concerned([load(stem) for stem in only] or load_all(), part)
+    outcome = run(
+        claims,
+        PROFILES[profile],
+        seed,
+        implementation=implementation,
+        target=name,
+        known_failures=known_failures,
+    )
+    return Report(outcome)
+
+
+def concerned(claims: Sequence[Claim], part: str) -> list[Claim]:
+    """The claims whose check uses that part; ValueError if none does."""
+    mine = [claim for claim in claims if part in claim.needs]
+    if not mine:
+        stems = ", ".join(claim.stem for claim in claims)
+        raise ValueError(f"target is a {part}; expected one that {stems} concerns")
+    return mine
+
+
+def import_target(name: str) -> Any:
+    """The object that "module:name" names, the current directory included in the search.
+
+    Raises ValueError, with the cause and what to do, if there is none.
+    """
+    module, colon, attribute = name.partition(":")
+    if not (module and colon and attribute):
+        raise ValueError(f"TARGET is {name!r}; expected module:name, such as mymodel:attention")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found: Any = importlib.import_module(module)
+    except Exception as error:
+        raise ValueError(
+            f"TARGET {name!r} cannot be imported ({type(error).__name__}: {error}); expected "
+            "module:name, importable from the current directory or PYTHONPATH"
+        ) from error
+    for step in attribute.split("."):
+        if not hasattr(found, step):
+            raise ValueError(
+                f"TARGET {name!r}: module {module} has no {attribute}; expected a name "
+                "that it defines"
+            )
+        found = getattr(found, step)
+    return found
+
+
+def adapt(target: Any) -> tuple[str, Implementation]:
+    """Which part the target is, and our implementation with that part replaced."""
+    if hasattr(target, "sample"):
+        return "PositiveFeatures", replace(OURS, PositiveFeatures=target)
+    if hasattr(target, "fit") and hasattr(target, "predict"):
+        return "OneStepRegressor", replace(OURS, OneStepRegressor=target)
+    if hasattr(target, "fit"):
+        return "GramFeatures", replace(OURS, GramFeatures=target)
+    if not callable(target) or inspect.isclass(target):
+        raise TypeError(
+            f"target is {target!r}; expected an attention function, a feature map class with "
+            "`sample` or `fit`, or a regressor class with `fit` and `predict`"
+        )
+    own = _Attention(target)
+    return "attention", replace(
+        OURS, attention=own, attention_weights=own.weights, keywords=own.keywords
+    )
+
+
+class _Attention:
+    """Somebody's attention, called with the keywords it takes."""
+
+    def __init__(self, target: Any) -> None:
+        self._target = target
+        parameters = inspect.signature(target).parameters.values()
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        names = {p.name for p in parameters}
+        self._own_scale = takes_any or "scale" in names
+        self.keywords = OURS.keywords if takes_any else OURS.keywords & names
+
+    def __call__(
+        self,
+        query: npt.ArrayLike,
+        key: npt.ArrayLike,
+        value: npt.ArrayLike,
+        *,
+        scale: float | None = None,
+        **options: Any,
+    ) -> Array:
+        Q = np.asarray(query)
+        if scale is not None:
+            if self._own_scale:
+                options["scale"] = scale
+            else:  # the default 1/sqrt(d) is the target's: bring the query to it
+                Q = Q * Q.dtype.type(scale * np.sqrt(Q.shape[-1]))
+        return np.asarray(self._target(Q, key, value, **options))
+
+    def weights(self, query: npt.ArrayLike, key: npt.ArrayLike, **options: Any) -> Array:
+        """The attention of one-hot values is the weights."""
+        K = np.asarray(key)
+        return self(query, key, np.eye(K.shape[-2], dtype=K.dtype), **options)
