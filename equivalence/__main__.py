@@ -134,6 +134,7 @@ def _explain(options: argparse.Namespace) -> int:
     print(f"{claim.stem} ({claim.kind})\n")
     for title, text in (
         ("statement", claim.statement),
+        *([("tempting", claim.tempting)] if claim.tempting else []),
         ("assumes", claim.assumptions),
         ("proof", scope),
         ("budget", claim.budget),

@@ -192,7 +192,8 @@ def test_a_derivative_that_is_zero_everywhere_raises():
 
 def test_a_transposed_derivative_raises_for_square_sizes_too():
     gradient = Differentiate(W).confirm(Trace(V * W * Phi.T), Phi.T * V, INSTANCES[1])
-    assert gradient.same_shape and not gradient.agrees
+    assert gradient.same_shape
+    assert not gradient.agrees
 
 
 def test_an_operation_that_changes_nothing_raises():
@@ -380,7 +381,8 @@ def test_command_line_json(capsys):
     assert command_line.main(["--json", "gram_features"]) == 0
     (record,) = json.loads(capsys.readouterr().out)
     assert set(record) == RESULT_KEYS
-    assert record["held"] and record["failure"] is None
+    assert record["held"]
+    assert record["failure"] is None
     assert record["false_variants"]["refused"] == record["false_variants"]["total"] >= 5
 
 
@@ -391,7 +393,8 @@ def test_command_line_reports_a_failure(monkeypatch, capsys):
     monkeypatch.setattr(command_line, "load", lambda stem: derivation(broken))
     assert command_line.main(["--json", "gram_features"]) == 1
     (record,) = json.loads(capsys.readouterr().out)
-    assert not record["held"] and "wrong" in record["failure"]
+    assert not record["held"]
+    assert "wrong" in record["failure"]
     assert command_line.main(["gram_features"]) == 1
     assert capsys.readouterr().out.startswith("FAILED gram_features")
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from equivalence.verify.cases import Case
-from equivalence.verify.compare import Comparison, NotRun
+from equivalence.verify.compare import Comparison, NotRun, Refutation
 from equivalence.verify.implementation import Implementation
 from equivalence.verify.laws import LawTest
 
@@ -35,7 +35,7 @@ class Rung(StrEnum):
     REAL = "real"
 
 
-Check = Callable[[Implementation, Case], Iterator[Comparison | NotRun]]
+Check = Callable[[Implementation, Case], Iterator[Comparison | Refutation | NotRun]]
 Law = Callable[[Implementation, np.random.Generator], Iterator[LawTest]]
 
 
@@ -67,6 +67,8 @@ class Claim:
     code: str
     law: Law | None = None
     on_heads: bool = False
+    tempting: str = ""
+    """Of a caveat: the statement as it is told, which the check refutes."""
 
     @property
     def rungs(self) -> tuple[Rung, ...]:

@@ -99,3 +99,30 @@ def compare(what: str, got: npt.ArrayLike, want: npt.ArrayLike, budget: Budget) 
     with np.errstate(invalid="ignore"):
         error = abs(a.astype(np.float64) - b.astype(np.float64))
     return Comparison(what, a, b, error, budget)
+
+
+@dataclass(frozen=True)
+class Refutation:
+    """A tempting statement that must fail, by far more than rounding could explain."""
+
+    comparison: Comparison
+
+    def require(self) -> float:
+        """Return 0; raise Disagreement if the tempting statement holds up to 1000 budgets."""
+        if self.comparison.share <= 1000:
+            raise Disagreement(
+                f"{self.comparison.what}: the tempting statement is not refuted, it holds to "
+                f"{self.comparison.share:.2g} x the budget\n"
+                f"  allowed  because {self.comparison.budget.because}"
+            )
+        return 0.0
+
+
+def refute(what: str, got: npt.ArrayLike, tempting: npt.ArrayLike, budget: Budget) -> Refutation:
+    """Demand that `got` is not what the tempting statement gives.
+
+    >>> from equivalence.verify.budgets import exact
+    >>> refute("one is two", [1.0], [2.0], exact("nothing is rounded")).require()
+    0.0
+    """
+    return Refutation(compare(what, got, tempting, budget))

@@ -28,7 +28,12 @@ def cases(draw: st.DrawFn, dtypes: tuple[str, ...] = ("float64", "float32")) -> 
 
 
 def settings_of(profile: Profile) -> settings:
-    """The profile's Hypothesis settings: no deadline, no stored examples, seeded runs repeat."""
+    """The profile's Hypothesis settings: no deadline, and the quick one, the gate, derandomised."""
     return settings(
-        max_examples=profile.examples, deadline=None, database=None, report_multiple_bugs=False
+        max_examples=profile.examples,
+        deadline=None,
+        database=None,
+        derandomize=profile.name == "quick",
+        report_multiple_bugs=False,
+        print_blob=True,
     )

@@ -1,0 +1,10 @@
+"""Hypothesis profiles for the whole suite; the gate runs the derandomised `quick` one."""
+
+from hypothesis import settings
+
+from equivalence.verify.profiles import PROFILES
+from equivalence.verify.strategies import settings_of
+
+for _profile in PROFILES.values():
+    settings.register_profile(_profile.name, settings_of(_profile))
+settings.load_profile("quick")
