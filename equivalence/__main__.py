@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except (ValueError, TypeError, OSError) as error:
-        print(f"equivalence: {error}", file=sys.stderr)
+        # A target's own error may span lines; one line is what a script can read.
+        print(f"equivalence: {' '.join(str(error).split())}", file=sys.stderr)
         return USAGE
     return code
 
@@ -74,9 +75,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _seed(text: str) -> int:
-    seed = int(text)
+    expected = f"seed is {text!r}; expected an integer of at least 0"
+    try:
+        seed = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(expected) from None
     if seed < 0:
-        raise ValueError
+        raise argparse.ArgumentTypeError(expected)
     return seed
 
 

@@ -112,7 +112,7 @@ def weights_budget(Q: Array, K: Array, scale: float, u: float, bias: Array | Non
     n = K.shape[-2]
     p, relative = weight_errors(Q, K, scale, u, bias)
     D_error = (p * relative).sum(axis=-1, keepdims=True) + gamma(n, u)
-    bound = p * (relative + D_error + 2 * u) / (1 - D_error)
+    bound = _beside(D_error, p * (relative + D_error + 2 * u))
     tiny = np.finfo(np.float32 if u > 2.0**-53 else np.float64).tiny
     return Budget(
         _ROUND_UP * bound + tiny,
@@ -205,8 +205,15 @@ def _ratio_error(p: Array, relative: Array, V: Array, n: int, u: float) -> Array
     N_error = (p * (relative + rounding + relative * rounding)) @ abs(V)
     D_error = (p * relative).sum(axis=-1, keepdims=True) + rounding
     o = abs(p @ V)
-    bound: Array = _ROUND_UP * ((N_error + o * D_error) / (1 - D_error) + u * o)
+    bound: Array = _ROUND_UP * (_beside(D_error, N_error + o * D_error) + u * o)
     return bound
+
+
+def _beside(D_error: Array, error: Array) -> Array:
+    """error / (1 - D_error), and infinite where D may err by all of itself."""
+    with np.errstate(all="ignore"):
+        quotient: Array = np.where(D_error < 1, error / (1 - D_error), np.inf)
+    return quotient
 
 
 def _underflow(V: Array, u: float) -> Array:

@@ -29,6 +29,11 @@ class Case:
     arithmetic: Arithmetic = FLOATS
     real: bool = False
 
+    def __post_init__(self) -> None:
+        # A target that wrote into its inputs would change the question to fit its answer.
+        for array in (self.Q, self.K, self.V):
+            array.setflags(write=False)
+
     @property
     def s(self) -> float:
         """The score scale as a number."""
@@ -66,13 +71,14 @@ def make_case(
     twins: bool = False,
     arithmetic: Arithmetic = FLOATS,
 ) -> Case:
-    """A problem with normal entries; `spread` multiplies keys and queries, `twins` repeats a key
-    exactly and another one nearly.
+    """A problem with normal entries; `spread` multiplies keys and queries, `twins` repeats one
+    of at least 4 keys exactly and another one nearly.
     """
     rng = np.random.default_rng([seed, n_q, n, d, c])
     Q, K = spread * rng.standard_normal((n_q, d)), spread * rng.standard_normal((n, d))
     V = rng.standard_normal((n, c))
-    if twins and n >= 4:
+    twins = twins and n >= 4
+    if twins:
         K[1] = K[0]
         K[3] = K[2] * (1 + 2.0**-30)
     N = n - 1 if N is None else N

@@ -40,7 +40,7 @@ class Comparison:
     @property
     def share(self) -> float:
         """The largest part of the budget used: at most 1 if the comparison holds, NaN for NaN."""
-        bound = np.broadcast_to(self.budget.bound, self.error.shape)
+        bound = np.broadcast_to(np.maximum(self.budget.bound, 0), self.error.shape)
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.where(self.error == 0, 0.0, self.error / bound)
         return float(np.max(share, initial=0.0))
@@ -96,6 +96,8 @@ def compare(what: str, got: npt.ArrayLike, want: npt.ArrayLike, budget: Budget) 
     a, b = np.asarray(got), np.asarray(want)
     if a.shape != b.shape:
         raise Disagreement(f"{what}: shape {a.shape} where the theorem gives {b.shape}")
+    if a.dtype.kind not in "fiub":
+        raise Disagreement(f"{what}: dtype {a.dtype} where the theorem gives real numbers")
     with np.errstate(invalid="ignore"):
         error = abs(a.astype(np.float64) - b.astype(np.float64))
     return Comparison(what, a, b, error, budget)

@@ -29,9 +29,12 @@ class DualCase:
 
 
 def scaled(case: Case) -> tuple[Array, Array]:
-    """Queries and keys times the square root of the scale, in the case's dtype."""
+    """Queries and keys times the square root of the scale, in the case's dtype, read-only."""
     root = case.Q.dtype.type(math.sqrt(case.s))
-    return case.Q * root, case.K * root
+    Q, K = case.Q * root, case.K * root
+    Q.setflags(write=False)
+    K.setflags(write=False)
+    return Q, K
 
 
 def see_dual(impl: Implementation, case: Case) -> DualCase:

@@ -56,7 +56,7 @@ def mean_test(
     >>> test.require(), round(test.power, 3)
     (0.0, 1.0)
     """
-    half = float(special.ndtri(1 - alpha / 2)) * sigma / math.sqrt(len(sample))
+    half = -float(special.ndtri(alpha / 2)) * sigma / math.sqrt(len(sample))
     power = float(special.ndtr((shift - half) / (sigma / math.sqrt(len(sample)))))
     return LawTest(
         what,
