@@ -75,20 +75,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _seed(text: str) -> int:
-    expected = f"seed is {text!r}; expected an integer of at least 0"
-    try:
-        seed = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(expected) from None
-    if seed < 0:
-        raise argparse.ArgumentTypeError(expected)
-    return seed
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"seed is {text!r}; expected an integer of at least 0")
+    return int(text)
 
 
 def _check(options: argparse.Namespace) -> int:
     for name in (options.json, options.junit):
         if name is not None and not Path(name).resolve().parent.is_dir():
             raise ValueError(f"{name}: its folder does not exist; expected a folder to write into")
+        if name is not None and Path(name).is_dir():
+            raise ValueError(f"{name} is a folder; expected the name of a file")
     if options.target is None:
         claims = [load(stem) for stem in options.only] or load_all()
         report = Report(run(claims, PROFILES[options.profile], options.seed))
@@ -131,6 +128,8 @@ def _explain(options: argparse.Namespace) -> int:
     scope = (
         proofs.why_not
         if proof is None
+        else f"FAILED: {proof['failure']}"
+        if not proof["held"]
         else (
             f"{proof['scope']} ({proof['steps']} steps, refuses "
             f"{proof['false_variants']['refused']} false variants)"

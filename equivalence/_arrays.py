@@ -17,12 +17,20 @@ _COMPUTE: dict[str, type[np.floating[Any]]] = {
 }
 
 
+def as_array(name: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
+    """Return `value` as an array; ValueError, naming the argument, for rows of several lengths."""
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name} is no array: {error}; expected rows of one length") from None
+
+
 def as_real(name: str, value: npt.ArrayLike) -> Array:
     """Return `value` as a float16, float32 or float64 array; integers and booleans become float64.
 
     Raises TypeError for every other dtype, naming the argument.
     """
-    array = np.asarray(value)
+    array = as_array(name, value)
     if array.dtype.kind in "iub":
         return array.astype(np.float64)
     if array.dtype.name not in _COMPUTE:
@@ -53,15 +61,47 @@ def as_points(name: str, value: npt.ArrayLike) -> Array:
     return array
 
 
+def broadcast_axes(name: str, axes: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    """The leading axes that both arguments have together; `other` are those of the one named."""
+    try:
+        return np.broadcast_shapes(axes, other)
+    except ValueError:
+        raise ValueError(
+            f"{name} has leading axes {other}; expected axes that broadcast with {axes}"
+        ) from None
+
+
+def as_integer(name: str, value: int) -> int:
+    """Return `value` as an int; TypeError, naming the argument, for anything else, and booleans."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} is {value!r}; expected an integer")
+    return int(value)
+
+
+def as_number(name: str, value: float) -> float:
+    """Return `value` as a float; TypeError unless it is a real number, ValueError unless finite."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
+        raise TypeError(f"{name} is {value!r}; expected a finite number")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is {value!r}; expected a finite number")
+    return number
+
+
+def as_positive(name: str, value: float) -> float:
+    """Like `as_number`, but ValueError unless it is positive."""
+    number = as_number(name, value)
+    if number <= 0:
+        raise ValueError(f"{name} is {value!r}; expected a positive number")
+    return number
+
+
 def as_scale(scale: float | None, dim: int) -> float:
     """Return the score scale, 1/sqrt(dim) by default; ValueError unless it is a finite number."""
-    if scale is None:
-        return 1.0 / math.sqrt(dim)
-    if isinstance(scale, bool) or not isinstance(scale, int | float | np.floating | np.integer):
-        raise TypeError(f"scale is {scale!r}; expected a finite number or None")
-    if not math.isfinite(scale):
-        raise ValueError(f"scale is {scale!r}; expected a finite number")
-    return float(scale)
+    return 1.0 / math.sqrt(dim) if scale is None else as_number("scale", scale)
 
 
 def as_positive_scale(scale: float | None, dim: int) -> float:

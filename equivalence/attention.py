@@ -16,10 +16,11 @@ import numpy.typing as npt
 
 from equivalence._arrays import (
     Array,
+    as_array,
     as_points,
-    as_real,
     as_scale,
     as_tokens,
+    broadcast_axes,
     common_dtype,
     compute_dtype,
 )
@@ -54,16 +55,17 @@ def attention(
 
     Returns
     -------
-    array (..., n_q, c) of the arguments' common dtype.
+    array (..., n_q, c) of the common dtype of query, key and value.
         A row that attends to no key (all masked, or n_k = 0) is a mean over nothing: NaN.
         A NaN or inf of an attended token gives NaN; of an excluded token it has no effect.
+        A row whose largest score overflows is NaN.
 
     Raises
     ------
     ValueError
         A shape, or a scale, that does not fit; the message names the argument.
     TypeError
-        A dtype that is not a real number.
+        A dtype that is not a real number, or a `causal` that is not a boolean.
 
     Notes
     -----
@@ -85,14 +87,16 @@ def attention(
         )
     dtype = common_dtype(problem.query, problem.key, V)
     V = V.astype(compute_dtype(dtype), copy=False)
-    batch = _broadcast("value", problem.batch, V.shape[:-2])
-    output = np.empty((*batch, problem.query.shape[-2], V.shape[-1]), V.dtype)
+    batch = broadcast_axes("value", problem.batch, V.shape[:-2])
+    output = np.full((*batch, problem.query.shape[-2], V.shape[-1]), np.nan, V.dtype)
     finite = bool(np.isfinite(V).all())
     with np.errstate(all="ignore"):
         for rows, scores in problem.blocks(V.dtype):
             attended = None if finite else scores > -np.inf
             D = _exponentials(scores)
-            np.divide(_mean_sum(scores, V, attended), D, out=output[..., rows, :])
+            # Dividing first keeps the sum in the range of the values, however large they are.
+            weights = np.divide(scores, D, out=scores)
+            output[..., rows, :] = _mean(weights, V, attended)
     return output.astype(dtype, copy=False)
 
 
@@ -113,8 +117,9 @@ def attention_weights(
 
     Returns
     -------
-    array (..., n_q, n_k) of the arguments' common dtype.
-        Each row is positive where attended and sums to 1; a row that attends to no key is NaN.
+    array (..., n_q, n_k) of the common dtype of query and key.
+        Each row is positive where attended and sums to 1; a row that attends to no key, or to one
+        with a NaN or inf, is NaN.
 
     Raises
     ------
@@ -163,24 +168,32 @@ class _Problem(NamedTuple):
     ) -> _Problem:
         Q = as_points("query", query)
         K = as_tokens("key", key, dim=Q.shape[-1])
-        batch = _broadcast("key", Q.shape[:-2], K.shape[:-2])
+        batch = broadcast_axes("key", Q.shape[:-2], K.shape[:-2])
         M = None if mask is None else _as_mask(mask)
         if M is not None:
             shape = (*batch, Q.shape[-2], K.shape[-2])
             _check_mask(M, shape)
             batch = np.broadcast_shapes(M.shape[:-2], batch)
+        if not isinstance(causal, bool | np.bool_):
+            raise TypeError(f"causal is {causal!r}; expected True or False")
+        # An infinite key could have the score -inf, like a key that is excluded.
+        K = K if np.isfinite(K).all() else np.where(np.isfinite(K), K, K.dtype.type(np.nan))
         return cls(Q, K, as_scale(scale, Q.shape[-1]), M, bool(causal), batch)
 
     def blocks(self, dtype: np.dtype[np.floating]) -> Iterator[tuple[slice, Array]]:
-        """Yield query rows and their masked scores (..., rows, n_k), a cacheful at a time."""
+        """Yield query rows and their masked scores (..., rows, n_k), a cacheful at a time.
+
+        All in the same memory. There are none without keys.
+        """
         K_T = np.swapaxes(self.key.astype(dtype, copy=False), -1, -2)
         n_q, n_k = self.query.shape[-2], self.key.shape[-2]
         row_bytes = max(1, math.prod(self.batch) * n_k * dtype.itemsize)
         step = max(1, _BLOCK_BYTES // row_bytes)
-        for start in range(0, n_q, step):
+        buffer = np.empty((*self.batch, min(step, n_q), n_k), dtype)
+        for start in range(0, n_q if n_k else 0, step):
             rows = slice(start, min(start + step, n_q))
             Q = self.query[..., rows, :].astype(dtype, copy=False) * dtype.type(self.scale)
-            scores = np.empty((*self.batch, rows.stop - rows.start, n_k), dtype)
+            scores = buffer[..., : rows.stop - rows.start, :]
             np.matmul(Q, K_T, out=scores)
             self._exclude(scores, rows)
             yield rows, scores
@@ -208,28 +221,26 @@ def _exponentials(scores: Array) -> Array:
     return D
 
 
-def _mean_sum(kappa: Array, V: Array, attended: npt.NDArray[np.bool_] | None) -> Array:
-    """sum_j kappa_j v_j, where a non-finite value counts (as NaN) only if it is attended."""
-    total: Array
+def _mean(p: Array, V: Array, attended: npt.NDArray[np.bool_] | None) -> Array:
+    """sum_j p_j v_j, where a non-finite value counts (as NaN) only if it is attended."""
+    mean: Array
     if attended is None:
-        total = np.matmul(kappa, V)
-        return total
+        mean = np.matmul(p, V)
+        return mean
     finite = np.isfinite(V)
     poisoned = np.matmul(attended, np.logical_not(finite))
-    total = np.where(poisoned, np.nan, np.matmul(kappa, np.where(finite, V, 0)))
-    return total
+    mean = np.where(poisoned, np.nan, np.matmul(p, np.where(finite, V, 0)))
+    return mean
 
 
 def _as_mask(mask: npt.ArrayLike) -> npt.NDArray[Any]:
-    M = np.atleast_2d(np.asarray(mask))
-    if M.dtype == np.bool_:
-        return M
-    if M.dtype.kind != "f":
+    M = np.atleast_2d(as_array("mask", mask))
+    if M.dtype.name not in ("bool", "float16", "float32", "float64"):
         raise TypeError(
-            f"mask has dtype {M.dtype}; expected booleans (True attends) or floats "
-            "(added to the scores)"
+            f"mask has dtype {M.dtype}; expected booleans (True attends) or float16, float32 or "
+            "float64 (added to the scores)"
         )
-    return as_real("mask", M)
+    return M
 
 
 def _check_mask(mask: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
@@ -239,12 +250,3 @@ def _check_mask(mask: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
         fits = False
     if not fits:
         raise ValueError(f"mask has shape {mask.shape}; expected to broadcast to {shape}")
-
-
-def _broadcast(name: str, batch: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
-    try:
-        return np.broadcast_shapes(batch, other)
-    except ValueError:
-        raise ValueError(
-            f"{name} has leading axes {other}; expected axes that broadcast with {batch}"
-        ) from None

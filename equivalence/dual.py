@@ -9,8 +9,10 @@ initial weights W_0. All of them share the normaliser D(q) of one query q:
 
 The proof is in proofs/one_gradient_step.py.
 
-The functions take features (..., n, m) and values (..., n, c). D is a number, or an array of one
-number for each query; then there is one weight matrix (c, m) for each query.
+The functions take features (..., n, m) and values (..., n, c); float16 is computed, and returned,
+in float32, integers in float64. D is a number, or an array that broadcasts with the leading axes:
+one number for each query gives one weight matrix (c, m) for each query. D = 0 and overflow give NaN
+or inf. A shape that does not fit raises ValueError, any other dtype TypeError.
 """
 
 from __future__ import annotations
@@ -22,65 +24,96 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from equivalence._arrays import Array, as_points, as_positive_scale, as_tokens
+from equivalence._arrays import (
+    Array,
+    as_integer,
+    as_number,
+    as_points,
+    as_positive,
+    as_positive_scale,
+    as_real,
+    as_tokens,
+    broadcast_axes,
+    compute_dtype,
+)
 from equivalence.features.base import FeatureMap, Features
 from equivalence.features.gram import GramFeatures
 
 
-def normalizer(key_features: Array, query_features: Array) -> Array:
+def normalizer(key_features: npt.ArrayLike, query_features: npt.ArrayLike) -> Array:
     """D(q) = sum_j phi(k_j).phi(q): features (..., n_k, m) and (..., n_q, m) give (..., n_q).
 
     >>> normalizer(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0, 0.0]]))
     array([4.])
     """
-    D: Array = np.einsum("...m,...qm->...q", key_features.sum(axis=-2), query_features)
+    Phi = _computable(as_tokens("key_features", key_features))
+    phi_q = _computable(as_tokens("query_features", query_features, dim=Phi.shape[-1]))
+    broadcast_axes("query_features", Phi.shape[:-2], phi_q.shape[:-2])
+    with np.errstate(all="ignore"):
+        D: Array = np.einsum("...m,...qm->...q", Phi.sum(axis=-2), phi_q)
     return D
 
 
-def initial_weights(values: Array, features: Array, D: npt.ArrayLike) -> Array:
+def initial_weights(values: npt.ArrayLike, features: npt.ArrayLike, D: npt.ArrayLike) -> Array:
     """W_0 = (1/D) sum_t v_t phi(k_t)^T of the query-side tokens: (..., c, m).
 
     >>> initial_weights(np.array([[2.0]]), np.array([[1.0, 3.0]]), 2.0)
     array([[1., 3.]])
     """
-    total = _correlation(values, features)
-    return total / _for_matrices(D, total.dtype)
+    return _quotient(_correlation(values, features), D)
 
 
 def loss(
-    W: Array, values: Array, features: Array, D: npt.ArrayLike, learning_rate: float = 1.0
+    W: npt.ArrayLike,
+    values: npt.ArrayLike,
+    features: npt.ArrayLike,
+    D: npt.ArrayLike,
+    learning_rate: float = 1.0,
 ) -> Array:
-    """L(W) = -(1/(eta D)) sum_i v_i^T W phi(k_i) over the demonstrations: shape of D.
+    """L(W) = -(1/(eta D)) sum_i v_i^T W phi(k_i) over the demonstrations: one number for each D.
 
     >>> float(loss(np.array([[1.0]]), np.array([[2.0]]), np.array([[3.0]]), 2.0))
     -3.0
     """
-    agreement = ((values @ W) * features).sum(axis=-1).sum(axis=-1)
-    total: Array = -agreement / (learning_rate * np.asarray(D, agreement.dtype))
+    V, Phi = _pairs(values, features)
+    W = _matrices("W", W, V.shape[-1], Phi.shape[-1])
+    with np.errstate(all="ignore"):
+        agreement = ((V @ W) * Phi).sum(axis=(-2, -1), keepdims=True)
+    total: Array = -_quotient(agreement, D, learning_rate)[..., 0, 0]
     return total
 
 
-def gradient(values: Array, features: Array, D: npt.ArrayLike, learning_rate: float = 1.0) -> Array:
+def gradient(
+    values: npt.ArrayLike, features: npt.ArrayLike, D: npt.ArrayLike, learning_rate: float = 1.0
+) -> Array:
     """grad L(W) = -(1/(eta D)) sum_i v_i phi(k_i)^T: (..., c, m), the same at every W.
 
     >>> gradient(np.array([[2.0]]), np.array([[3.0]]), 2.0)
     array([[-3.]])
     """
-    total = _correlation(values, features)
-    return -total / (learning_rate * _for_matrices(D, total.dtype))
+    return -_quotient(_correlation(values, features), D, learning_rate)
 
 
-def gradient_step(W: Array, gradient: Array, learning_rate: float = 1.0) -> Array:
+def gradient_step(W: npt.ArrayLike, gradient: npt.ArrayLike, learning_rate: float = 1.0) -> Array:
     """W - eta grad L(W).
 
     >>> gradient_step(np.array([[1.0]]), np.array([[4.0]]), learning_rate=0.5)
     array([[-1.]])
     """
-    return W - learning_rate * gradient
+    W = _matrices("W", W)
+    G = _matrices("gradient", gradient, *W.shape[-2:])
+    broadcast_axes("gradient", W.shape[:-2], G.shape[:-2])
+    rate = as_number("learning_rate", learning_rate)
+    with np.errstate(all="ignore"):
+        return W - G.dtype.type(rate) * G
 
 
 def gradient_steps(
-    W: Array, values: Array, features: Array, D: npt.ArrayLike, learning_rate: float = 1.0
+    W: npt.ArrayLike,
+    values: npt.ArrayLike,
+    features: npt.ArrayLike,
+    D: npt.ArrayLike,
+    learning_rate: float = 1.0,
 ) -> Iterator[Array]:
     """Yield the weights after each of N steps that see one demonstration (v_i, phi(k_i)) each.
 
@@ -90,20 +123,27 @@ def gradient_steps(
     >>> [W.item() for W in gradient_steps(np.zeros((1, 1)), V, Phi, 1.0)]
     [1.0, 3.0]
     """
-    for i in range(values.shape[-2]):
-        one = slice(i, i + 1)
-        slope = gradient(values[..., one, :], features[..., one, :], D, learning_rate)
+    V, Phi = _pairs(values, features)
+    for i in range(V.shape[-2]):
+        one = np.s_[..., i : i + 1, :]
+        slope = gradient(V[one], Phi[one], D, learning_rate)
         W = gradient_step(W, slope, learning_rate)
         yield W
 
 
-def predict(W: Array, query_features: Array) -> Array:
+def predict(W: npt.ArrayLike, query_features: npt.ArrayLike) -> Array:
     """f_W(q) = W phi(q): weights (..., c, m) at features (..., m) give (..., c).
 
     >>> predict(np.array([[1.0, 2.0]]), np.array([3.0, 4.0]))
     array([11.])
     """
-    prediction: Array = np.einsum("...cm,...m->...c", W, query_features)
+    W, phi_q = _matrices("W", W), _computable(as_real("query_features", query_features))
+    m = W.shape[-1]
+    if phi_q.shape[-1:] != (m,):
+        raise ValueError(f"query_features has shape {phi_q.shape}; expected (..., {m})")
+    broadcast_axes("query_features", W.shape[:-2], phi_q.shape[:-1])
+    with np.errstate(all="ignore"):
+        prediction: Array = np.einsum("...cm,...m->...c", W, phi_q)
     return prediction
 
 
@@ -121,7 +161,7 @@ class OneStepRegressor:
     feature_map : feature map, optional
         GramFeatures() by default. One with a `fit` method is copied and fitted to the keys.
     learning_rate : float
-        eta > 0; it cancels, as the loss carries 1/eta.
+        eta > 0; it cancels, as the loss carries 1/eta (unless 1/eta times the gradient overflows).
     scale : float, optional
         Scale of the scores, positive, 1/sqrt(d) by default; keys and queries are multiplied by its
         square root before the feature map sees them.
@@ -138,11 +178,15 @@ class OneStepRegressor:
         The largest log scale of a key's features: one shift keeps all of them representable.
     feature_map_ : feature map
         The fitted feature map.
+    n_features_in_ : int
+        d, the dimension of keys and queries.
 
     Raises
     ------
     ValueError
-        A learning rate or a scale that is not positive and finite.
+        A learning rate or, from `fit`, a scale that is not positive and finite.
+    TypeError
+        One that is not a number, or a feature map that is none.
 
     Notes
     -----
@@ -163,6 +207,7 @@ class OneStepRegressor:
     initial_coef_: Array
     normalizer_: Array
     log_scale_: Array
+    n_features_in_: int
 
     def __init__(
         self,
@@ -171,10 +216,12 @@ class OneStepRegressor:
         learning_rate: float = 1.0,
         scale: float | None = None,
     ) -> None:
-        if not (math.isfinite(learning_rate) and learning_rate > 0):
-            raise ValueError(f"learning_rate is {learning_rate!r}; expected a positive number")
+        if isinstance(feature_map, type) or not (feature_map is None or callable(feature_map)):
+            raise TypeError(
+                f"feature_map is {feature_map!r}; expected a feature map, such as GramFeatures()"
+            )
         self.feature_map = feature_map
-        self.learning_rate = learning_rate
+        self.learning_rate = as_positive("learning_rate", learning_rate)
         self.scale = scale
 
     def fit(
@@ -190,85 +237,136 @@ class OneStepRegressor:
             The first tokens are demonstrations, the rest are query-side; all are demonstrations
             by default (then W_0 = 0).
 
-        Raises ValueError for shapes that do not fit, an `n_demonstrations` outside 0..n, or keys
-        whose norms differ so much that one scale cannot carry them all.
+        Raises ValueError for shapes that do not fit, no keys at all, an `n_demonstrations` outside
+        0..n, or keys whose norms differ so much that one scale cannot carry them all; TypeError for
+        an `n_demonstrations` that is no integer. The model is then what it was before.
         """
-        K = as_points("keys", keys)
+        K, V = as_points("keys", keys), as_tokens("values", values)
+        _check_rows(V, "keys", K)
         n, d = K.shape[-2:]
-        V = as_tokens("values", values)
-        if V.shape[-2] != n:
-            raise ValueError(
-                f"values has shape {V.shape}; expected (..., {n}, n_outputs), one row "
-                f"for each key of shape {K.shape}"
-            )
-        N = n if n_demonstrations is None else n_demonstrations
+        if n == 0:
+            raise ValueError(f"keys has shape {K.shape}; expected at least one key")
+        N = n if n_demonstrations is None else as_integer("n_demonstrations", n_demonstrations)
         if not 0 <= N <= n:
             raise ValueError(f"n_demonstrations is {N}; expected 0 to {n}, the number of keys")
-        self._root_scale = math.sqrt(as_positive_scale(self.scale, d))
-        K = K * K.dtype.type(self._root_scale)
+        root_scale = math.sqrt(as_positive_scale(self.scale, d))
+        X = _scaled(K, root_scale)
         phi = GramFeatures() if self.feature_map is None else self.feature_map
-        self.feature_map_ = copy.copy(phi).fit(K) if hasattr(phi, "fit") else phi
-        Phi, self.log_scale_ = _on_one_scale(self.feature_map_(K))
+        feature_map = copy.copy(phi).fit(X) if hasattr(phi, "fit") else phi
+        Phi, log_scale = _on_one_scale(feature_map(X))
         seen, given = np.s_[..., :N, :], np.s_[..., N:, :]
-        self.normalizer_ = Phi.sum(axis=-2)
-        self.initial_coef_ = initial_weights(V[given], Phi[given], 1.0)
+        W_0 = initial_weights(V[given], Phi[given], 1.0)
         slope = gradient(V[seen], Phi[seen], 1.0, self.learning_rate)
-        self.coef_ = gradient_step(self.initial_coef_, slope, self.learning_rate)
+        self.initial_coef_, self.coef_ = W_0, gradient_step(W_0, slope, self.learning_rate)
+        self.normalizer_, self.log_scale_ = Phi.sum(axis=-2), log_scale
+        self.feature_map_, self.n_features_in_ = feature_map, d
+        self._root_scale, self._dtypes = root_scale, (K.dtype, V.dtype)
         return self
 
     def predict(self, queries: npt.ArrayLike) -> Array:
         """W_1(q) phi(q) for queries (..., n_q, d): (..., n_q, c), the attention output.
 
+        The dtype is that of keys, values and queries together. A query with NaN or inf gives NaN.
+
         Raises ValueError for queries of another dimension, or before `fit`.
         """
-        phi = self._features(queries).features
-        numerator = np.einsum("...cm,...qm->...qc", self.coef_, phi)
-        D = np.einsum("...m,...qm->...q", self.normalizer_, phi)
+        Q = self._queries(queries)
+        broadcast_axes("queries", self.coef_.shape[:-2], Q.shape[:-2])
+        phi = self.feature_map_(_scaled(Q, self._root_scale)).features
         with np.errstate(all="ignore"):
+            numerator = np.einsum("...cm,...qm->...qc", self.coef_, phi)
+            D = np.einsum("...m,...qm->...q", self.normalizer_, phi)
             prediction: Array = numerator / D[..., None]
-        return prediction
+            return prediction.astype(np.result_type(*self._dtypes, Q.dtype), copy=False)
 
     def log_normalizer(self, queries: npt.ArrayLike) -> Array:
         """log D(q), the logarithm of the query's normaliser, for queries (..., n_q, d): (..., n_q).
 
+        The dtype is that of keys and queries together.
+
         Raises ValueError for queries of another dimension, or before `fit`.
         """
-        phi, log_scale = self._features(queries)
-        D = np.einsum("...m,...qm->...q", self.normalizer_, phi)
+        Q = self._queries(queries)
+        broadcast_axes("queries", self.normalizer_.shape[:-1], Q.shape[:-2])
+        phi, log_scale = self.feature_map_(_scaled(Q, self._root_scale))
         with np.errstate(all="ignore"):
+            D = np.einsum("...m,...qm->...q", self.normalizer_, phi)
             log_D: Array = np.log(D) + log_scale + self.log_scale_[..., None]
-        return log_D
+            return log_D.astype(np.result_type(self._dtypes[0], Q.dtype), copy=False)
 
-    def _features(self, queries: npt.ArrayLike) -> Features:
+    def _queries(self, queries: npt.ArrayLike) -> Array:
         if not hasattr(self, "coef_"):
             raise ValueError(
                 "OneStepRegressor has no weights yet; expected fit(keys, values) to come first"
             )
-        Q = as_points("queries", queries)
-        return self.feature_map_(Q * Q.dtype.type(self._root_scale))
+        return as_tokens("queries", queries, dim=self.n_features_in_)
 
 
-def _correlation(values: Array, features: Array) -> Array:
+def _computable(array: Array) -> Array:
+    return array.astype(compute_dtype(array.dtype), copy=False)
+
+
+def _scaled(points: Array, root_scale: float) -> Array:
+    """The points times the root of the scale, in the dtype that is computed in."""
+    x = _computable(points)
+    with np.errstate(all="ignore"):
+        return x * x.dtype.type(root_scale)
+
+
+def _check_rows(values: Array, name: str, tokens: Array) -> None:
+    if values.shape[-2] != tokens.shape[-2]:
+        raise ValueError(
+            f"values has shape {values.shape}; expected (..., {tokens.shape[-2]}, n_outputs), one "
+            f"row for each row of {name}, which has shape {tokens.shape}"
+        )
+    broadcast_axes("values", tokens.shape[:-2], values.shape[:-2])
+
+
+def _pairs(values: npt.ArrayLike, features: npt.ArrayLike) -> tuple[Array, Array]:
+    """Values (..., n, c) and features (..., n, m) of the same tokens."""
+    V, Phi = as_tokens("values", values), as_tokens("features", features)
+    _check_rows(V, "features", Phi)
+    return _computable(V), _computable(Phi)
+
+
+def _matrices(name: str, value: npt.ArrayLike, *shape: int) -> Array:
+    """Matrices (..., c, m), of the given shape if there is one."""
+    W = as_real(name, value)
+    if W.ndim < 2 or W.shape[-2:] != (shape or W.shape[-2:]):
+        c, m = shape or ("n_outputs", "n_features")
+        raise ValueError(f"{name} has shape {W.shape}; expected (..., {c}, {m})")
+    return _computable(W)
+
+
+def _correlation(values: npt.ArrayLike, features: npt.ArrayLike) -> Array:
     """sum_i v_i phi(k_i)^T: (..., c, m)."""
-    total: Array = np.swapaxes(values, -1, -2) @ features
+    V, Phi = _pairs(values, features)
+    with np.errstate(all="ignore"):
+        total: Array = np.swapaxes(V, -1, -2) @ Phi
     return total
 
 
-def _for_matrices(D: npt.ArrayLike, dtype: npt.DTypeLike) -> Array:
-    """D with two axes more, in the features' dtype: a number would widen it."""
-    axes: Array = np.asarray(D, dtype)[..., None, None]
-    return axes
+def _quotient(total: Array, D: npt.ArrayLike, learning_rate: float = 1.0) -> Array:
+    """total / (eta D) of matrices (..., c, m), in their dtype: D in float64 would widen it."""
+    rate = as_positive("learning_rate", learning_rate)
+    divisor = as_real("D", D)
+    broadcast_axes("D", total.shape[:-2], divisor.shape)
+    with np.errstate(all="ignore"):
+        divisor = total.dtype.type(rate) * divisor.astype(total.dtype)[..., None, None]
+        quotient: Array = total / divisor
+    return quotient
 
 
 def _on_one_scale(features: Features) -> tuple[Array, Array]:
     """The features of all keys times exp(-c), and c: their largest log scale."""
     log_scale = features.log_scale
-    largest = log_scale.max(axis=-1)
     carried = -math.log(np.finfo(log_scale.dtype).tiny)
-    spread = float(np.max(largest - log_scale.min(axis=-1), initial=0.0))
-    if spread > carried:
-        raise ValueError(
-            f"keys have log scales that differ by {spread:.0f}; expected at most "
-            f"{carried:.0f}, what {log_scale.dtype} carries"
-        )
-    return Features(features.features, log_scale - largest[..., None]).phi(), largest
+    with np.errstate(all="ignore"):
+        largest = log_scale.max(axis=-1)
+        spread = largest - log_scale.min(axis=-1)
+        if (spread > carried).any():
+            raise ValueError(
+                f"keys have log scales that differ by {np.nanmax(spread):.0f}; expected at most "
+                f"{carried:.0f}, what {log_scale.dtype} carries"
+            )
+        return Features(features.features, log_scale - largest[..., None]).phi(), largest

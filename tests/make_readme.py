@@ -43,9 +43,7 @@ def section(text: str, name: str) -> str:
 def replaced(text: str, name: str, content: str) -> str:
     """The text with a new content between the markers of a section."""
     old = section(text, name)
-    return text.replace(
-        f"<!-- begin {name} -->\n{old}", f"<!-- begin {name} -->\n{content}\n"
-    )
+    return text.replace(f"<!-- begin {name} -->\n{old}", f"<!-- begin {name} -->\n{content}\n")
 
 
 if __name__ == "__main__":

@@ -27,8 +27,11 @@ class Features(NamedTuple):
     log_scale: Array
 
     def phi(self) -> Array:
-        """The real features (..., n, m); inf where they are not representable."""
-        with np.errstate(over="ignore"):
+        """The real features (..., n, m).
+
+        Where exp(log_scale) overflows they are inf, and NaN for a feature of 0.
+        """
+        with np.errstate(all="ignore"):
             phi: Array = self.features * np.exp(self.log_scale)[..., None]
         return phi
 

@@ -57,7 +57,8 @@ class GramFeatures:
         `queries` belongs to the feature maps' common signature; the features are exact at every
         query, so it is not needed here.
 
-        Raises ValueError unless keys is (n, d), with n and d at least 1, and finite.
+        Raises ValueError unless keys is (n, d), with n and d at least 1, and its entries and the
+        rows' squared norms are finite.
         """
         K = as_points("keys", keys)
         if K.ndim != 2 or len(K) == 0:
@@ -65,6 +66,10 @@ class GramFeatures:
         if not np.isfinite(K).all():
             raise ValueError("keys has entries that are NaN or infinite; expected finite landmarks")
         Z = np.unique(K.astype(compute_dtype(K.dtype)), axis=0)
+        if not np.isfinite(_half_norms(Z)).all():
+            raise ValueError(
+                f"keys has rows whose squared norm overflows {Z.dtype}; expected finite norms"
+            )
         G = np.exp(_gaussian_exponent(Z, Z))
         # Each entry of G carries rounding errors of its exponent, of size u * |z|^2.
         noise = len(Z) * float(np.finfo(Z.dtype).eps) * (1 + 2 * float(_half_norms(Z).max()))
@@ -77,8 +82,8 @@ class GramFeatures:
     def __call__(self, x: npt.ArrayLike) -> Features:
         """phi(x) for points (..., n, d): features (..., n, m), log_scale (..., n).
 
-        A point with NaN or inf has features that are NaN. The dtype is that of x and the
-        landmarks together.
+        A point with NaN or inf, or so large that x.z overflows, has real features that are NaN. The
+        dtype is that of x and the landmarks together.
 
         Raises ValueError if d is not the landmarks' dimension, or before `fit`.
         """
@@ -93,16 +98,20 @@ class GramFeatures:
         return Features(features.reshape(*X.shape[:-1], m), log_scale.reshape(X.shape[:-1]))
 
     def _solve(self, x: Array) -> tuple[Array, Array]:
-        """L^{-1} g(Z, x), each row of g divided by its largest entry so that none underflows."""
+        """L^{-1} g(Z, x), each row of g divided by its largest entry so that none underflows.
+
+        The half norm of x is left out of the exponent and of the log scale, where it would cancel:
+        it would drown x.z for a long x.
+        """
         from scipy.linalg import solve_triangular
 
         with np.errstate(all="ignore"):
-            exponent = _gaussian_exponent(x, self.landmarks_)
+            exponent = x @ self.landmarks_.T - _half_norms(self.landmarks_)
             largest = exponent.max(axis=-1)
             g = np.exp(exponent - largest[:, None])
             L = self.factor_.astype(g.dtype, copy=False)
             features = solve_triangular(L, g.T, lower=True, check_finite=False).T
-            return features, _half_norms(x) + largest
+            return features, largest
 
     def _recall(self, x: Array, features: Array, log_scale: Array) -> None:
         """Give each landmark its own row of the factor: solving would amplify errors."""

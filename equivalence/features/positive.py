@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from equivalence._arrays import as_points, as_tokens, common_dtype, compute_dtype
+from equivalence._arrays import as_integer, as_points, as_tokens, common_dtype, compute_dtype
 from equivalence.features.base import Features
 
 
@@ -25,7 +25,7 @@ class PositiveFeatures:
     Raises
     ------
     ValueError
-        Projections that are not (m, d) with m and d at least 1.
+        Projections that are not (m, d) with m and d at least 1, or not finite.
     TypeError
         Projections that are not real numbers.
 
@@ -46,13 +46,18 @@ class PositiveFeatures:
             raise ValueError(
                 f"projections has shape {W.shape}; expected (n_features, dim), both at least 1"
             )
+        if not np.isfinite(W).all():
+            raise ValueError(
+                "projections has entries that are NaN or infinite; expected finite ones"
+            )
         self.projections = W
 
     @classmethod
     def sample(cls, dim: int, n_features: int, *, rng: np.random.Generator) -> PositiveFeatures:
         """Draw n_features independent projections from N(0, I_dim), in float64.
 
-        Raises ValueError for sizes below 1 and TypeError if `rng` is not a numpy Generator.
+        Raises ValueError for sizes below 1, and TypeError for sizes that are not integers or an
+        `rng` that is not a numpy Generator.
 
         Examples
         --------
@@ -60,7 +65,7 @@ class PositiveFeatures:
         (5, 3)
         """
         for name, size in (("dim", dim), ("n_features", n_features)):
-            if size < 1:
+            if as_integer(name, size) < 1:
                 raise ValueError(f"{name} is {size!r}; expected at least 1")
         if not isinstance(rng, np.random.Generator):
             raise TypeError(f"rng is {rng!r}; expected a numpy.random.Generator")
@@ -69,15 +74,19 @@ class PositiveFeatures:
     def __call__(self, x: npt.ArrayLike) -> Features:
         """phi(x) for points (..., n, d): features (..., n, m), log_scale (..., n), in x's dtype.
 
+        A point with NaN or inf, or so large that its largest w.x overflows, has real features that
+        are NaN.
+
         Raises ValueError if d is not the projections' dimension.
         """
         m, d = self.projections.shape
         X = as_tokens("x", x, dim=d)
         dtype = common_dtype(X)
         X = X.astype(compute_dtype(dtype), copy=False)
-        exponent = X @ self.projections.astype(X.dtype, copy=False).T
-        largest = exponent.max(axis=-1)
-        features = np.exp(exponent - largest[..., None])
-        half_norm = np.einsum("...d,...d->...", X, X) / 2
-        log_scale = largest - half_norm - math.log(m) / 2
-        return Features(features.astype(dtype, copy=False), log_scale.astype(dtype, copy=False))
+        with np.errstate(all="ignore"):
+            exponent = X @ self.projections.astype(X.dtype, copy=False).T
+            largest = exponent.max(axis=-1)
+            features = np.exp(exponent - largest[..., None])
+            half_norm = np.einsum("...d,...d->...", X, X) / 2
+            log_scale = largest - half_norm - math.log(m) / 2
+            return Features(features.astype(dtype, copy=False), log_scale.astype(dtype, copy=False))

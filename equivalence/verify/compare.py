@@ -40,9 +40,11 @@ class Comparison:
     @property
     def share(self) -> float:
         """The largest part of the budget used: at most 1 if the comparison holds, NaN for NaN."""
-        bound = np.broadcast_to(np.maximum(self.budget.bound, 0), self.error.shape)
+        bound = np.broadcast_to(self.budget.bound, self.error.shape)
         with np.errstate(divide="ignore", invalid="ignore"):
-            share = np.where(self.error == 0, 0.0, self.error / bound)
+            used = self.error / np.maximum(bound, 0)
+        # No error uses nothing, unless the bound is none: NaN, or negative.
+        share = np.where((self.error == 0) & (bound >= 0), 0.0, used)
         return float(np.max(share, initial=0.0))
 
     @property

@@ -7,7 +7,7 @@ from typing import Any
 
 from equivalence.verify.claim import Claim
 from equivalence.verify.protocol import adapt, check_implementation, concerned
-from equivalence.verify.registry import load_all
+from equivalence.verify.registry import load, load_all
 from equivalence.verify.report import Report
 
 
@@ -19,18 +19,22 @@ def parametrize_with_claims(
     `check(target)` raises AssertionError with the report if the claim does not hold. A claim in
     `known_failures` (stem to reason) must fail.
 
-    Raises TypeError for a target that is no attention, feature map or regressor.
+    Raises TypeError for a target that is no attention, feature map or regressor, and ValueError
+    for an unknown stem in `known_failures`.
 
     Examples
     --------
-    In a test module::
+    In a test module, with an attention of one's own in the list:
 
-        @parametrize_with_claims([my_attention])
-        def test_my_attention(target, check):
-            check(target)
+    >>> from equivalence import attention
+    >>> @parametrize_with_claims([attention])
+    ... def test_attention(target, check):
+    ...     check(target)
     """
     import pytest
 
+    for stem in known_failures or {}:
+        load(stem)
     pairs = [
         pytest.param(
             target, _check(claim, known_failures or {}), id=f"{_name(target)}-{claim.stem}"
@@ -46,6 +50,8 @@ def _check(claim: Claim, known_failures: Mapping[str, str]) -> Callable[[Any], R
 
     def check(target: Any) -> Report:
         report = check_implementation(target, only=[claim.stem], known_failures=known)
+        if report.run.interrupted:
+            raise KeyboardInterrupt
         assert report.verdict == "HOLDS", report.text()
         return report
 
@@ -53,4 +59,6 @@ def _check(claim: Claim, known_failures: Mapping[str, str]) -> Callable[[Any], R
 
 
 def _name(target: Any) -> str:
+    if isinstance(target, str):
+        return target
     return str(getattr(target, "__name__", type(target).__name__))

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from equivalence._arrays import Array
 from equivalence.verify.claim import Claim
+from equivalence.verify.compare import Disagreement
 from equivalence.verify.implementation import OURS, Implementation
 from equivalence.verify.profiles import PROFILES
 from equivalence.verify.registry import load, load_all
@@ -60,17 +61,18 @@ def check_implementation(
     """
     if profile not in PROFILES:
         raise ValueError(f"profile is {profile!r}; expected one of {', '.join(PROFILES)}")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; expected at least 0")
     for stem in known_failures or {}:
         load(stem)
-    name = target if isinstance(target, str) else ""
-    part, implementation = adapt(import_target(target) if isinstance(target, str) else target)
+    part, implementation = adapt(target)
     claims = concerned([load(stem) for stem in only] or load_all(), part)
     outcome = run(
         claims,
         PROFILES[profile],
         seed,
         implementation=implementation,
-        target=name,
+        target=target if isinstance(target, str) else name_of(target),
         known_failures=known_failures,
     )
     return Report(outcome)
@@ -81,7 +83,7 @@ def concerned(claims: Sequence[Claim], part: str) -> list[Claim]:
     mine = [claim for claim in claims if part in claim.needs]
     if not mine:
         stems = ", ".join(claim.stem for claim in claims)
-        raise ValueError(f"target is a {part}; expected one that {stems} concerns")
+        raise ValueError(f"target stands for {part}; expected a part that {stems} is about")
     return mine
 
 
@@ -97,7 +99,7 @@ def import_target(name: str) -> Any:
         sys.path.insert(0, "")
     try:
         found: Any = importlib.import_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(
             f"TARGET {name!r} cannot be imported ({type(error).__name__}: {error}); expected "
             "module:name, importable from the current directory or PYTHONPATH"
@@ -112,15 +114,30 @@ def import_target(name: str) -> Any:
     return found
 
 
+def name_of(target: Any) -> str:
+    """The "module:name" under which another process finds the target, or nothing."""
+    module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
+    if module == "__main__" or not isinstance(module, str) or not isinstance(name, str):
+        return ""
+    found: Any = sys.modules.get(module)
+    for step in name.split("."):
+        found = getattr(found, step, None)
+    return f"{module}:{name}" if found is target else ""
+
+
 def adapt(target: Any) -> tuple[str, Implementation]:
     """Which part the target is, and our implementation with that part replaced."""
-    if hasattr(target, "sample"):
-        return "PositiveFeatures", replace(OURS, PositiveFeatures=target)
-    if hasattr(target, "fit") and hasattr(target, "predict"):
-        return "OneStepRegressor", replace(OURS, OneStepRegressor=target)
-    if hasattr(target, "fit"):
-        return "GramFeatures", replace(OURS, GramFeatures=target)
-    if not callable(target) or inspect.isclass(target):
+    if isinstance(target, str):
+        target = import_target(target)
+    fits, predicts, samples = (hasattr(target, name) for name in ("fit", "predict", "sample"))
+    if inspect.isclass(target):
+        if samples:
+            return "PositiveFeatures", replace(OURS, PositiveFeatures=target)
+        if fits and predicts:
+            return "OneStepRegressor", replace(OURS, OneStepRegressor=target)
+        if fits:
+            return "GramFeatures", replace(OURS, GramFeatures=target)
+    if not callable(target) or inspect.isclass(target) or fits or samples:
         raise TypeError(
             f"target is {target!r}; expected an attention function, a feature map class with "
             "`sample` or `fit`, or a regressor class with `fit` and `predict`"
@@ -136,9 +153,12 @@ class _Attention:
 
     def __init__(self, target: Any) -> None:
         self._target = target
-        parameters = inspect.signature(target).parameters.values()
+        try:
+            parameters = list(inspect.signature(target).parameters.values())
+        except ValueError:  # a compiled function need not say what it takes
+            parameters = []
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        names = {p.name for p in parameters}
+        names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
         self._own_scale = takes_any or "scale" in names
         self.keywords = OURS.keywords if takes_any else OURS.keywords & names
 
@@ -151,13 +171,23 @@ class _Attention:
         scale: float | None = None,
         **options: Any,
     ) -> Array:
-        Q = np.asarray(query)
+        Q, K, V = np.asarray(query), np.asarray(key), np.asarray(value)
         if scale is not None:
             if self._own_scale:
                 options["scale"] = scale
             else:  # the default 1/sqrt(d) is the target's: bring the query to it
                 Q = Q * Q.dtype.type(scale * np.sqrt(Q.shape[-1]))
-        return np.asarray(self._target(Q, key, value, **options))
+        # Copies on both ways: a target may write into its inputs, or reuse its output.
+        copies = Q.copy(), K.copy(), V.copy()
+        output = np.array(self._target(*copies, **options))
+        for name, copy, given in zip(("query", "key", "value"), copies, (Q, K, V), strict=True):
+            if not np.array_equal(copy, given, equal_nan=True):
+                raise Disagreement(f"the target writes into its {name}; inputs are never modified")
+        batch = np.broadcast_shapes(Q.shape[:-2], K.shape[:-2], V.shape[:-2])
+        expected = (*batch, Q.shape[-2], V.shape[-1])
+        if output.shape != expected:
+            raise Disagreement(f"shape {output.shape} where the theorem gives {expected}")
+        return output
 
     def weights(self, query: npt.ArrayLike, key: npt.ArrayLike, **options: Any) -> Array:
         """The attention of one-hot values is the weights."""

@@ -86,26 +86,25 @@ class Report:
         parts = [_table(self.run.claims)]
         if self.run.heads:
             parts.append(heads_summary(self.run.heads))
-        parts += [claim.failure for claim in self.run.claims if claim.failure]
-        parts += [_survivors(claim) for claim in self.run.claims if claim.survived]
+        parts += [complaint for claim in self.run.claims for complaint in claim.complaints]
         if notes := self._notes():
             parts.append(notes)
         return "\n\n".join([*parts, self._verdict_line()]) + "\n"
 
     def _notes(self) -> str:
         """Every reason for which something did not run, each with what it concerns."""
-        reasons: dict[str, list[str]] = {}
+        reasons: dict[tuple[str, str], list[str]] = {}
         for claim in self.run.claims:
             for rung, result in claim.rungs.items():
-                whys = set(result.not_run)
+                whys = [("some comparisons on ", why) for why in result.not_run]
                 if result.outcome == NOT_RUN:
-                    whys.add(result.note or "the run was interrupted")
+                    whys.append(("", result.why_not))
                 for why in whys:
                     reasons.setdefault(why, []).append(f"{claim.claim.stem}/{rung}")
         return "\n".join(
-            f"did not run: {len(where)} rungs, because {why} ({', '.join(where[:2])}"
-            f"{', ...' if len(where) > 2 else ''})"
-            for why, where in sorted(reasons.items())
+            f"did not run: {part}{len(where)} rung{'s' if len(where) > 1 else ''}, because {why} "
+            f"({', '.join(where[:2])}{', ...' if len(where) > 2 else ''})"
+            for (part, why), where in sorted(reasons.items())
         )
 
     def _verdict_line(self) -> str:
@@ -191,14 +190,10 @@ def _table(claims: Sequence[ClaimResult]) -> str:
 def _cell(claim: ClaimResult, rung: Rung) -> str:
     if rung not in claim.claim.rungs:
         return "-"
-    result = claim.rungs.get(rung)
-    if result is None or result.outcome == NOT_RUN:
+    result = claim.rungs[rung]
+    if result.outcome == NOT_RUN:
         return "not run"
     return str(result.comparisons) if result.outcome == HELD else "FAILED"
-
-
-def _survivors(claim: ClaimResult) -> str:
-    return f"claim {claim.claim.stem} is no test: its check lets pass {', '.join(claim.survived)}"
 
 
 def _claim_fields(claim: ClaimResult) -> dict[str, Any]:
@@ -211,7 +206,7 @@ def _claim_fields(claim: ClaimResult) -> dict[str, Any]:
                 "outcome": result.outcome,
                 "comparisons": result.comparisons,
                 "budget_used": result.budget_used,
-                "note": result.note,
+                "note": result.why_not if result.outcome == NOT_RUN else result.note,
                 "not_run": sorted(result.not_run),
             }
             for rung, result in claim.rungs.items()
@@ -231,20 +226,29 @@ def _claim_fields(claim: ClaimResult) -> dict[str, Any]:
 
 def _junit_cases(suite: ET.Element, claim: ClaimResult) -> None:
     stem = claim.claim.stem
-    for rung in claim.claim.rungs:
-        result = claim.rungs.get(rung)
+    for rung, result in claim.rungs.items():
         case = ET.SubElement(suite, "testcase", classname=stem, name=str(rung))
-        if result is None or result.outcome == NOT_RUN:
-            ET.SubElement(case, "skipped", message=result.note if result else "interrupted")
+        if result.outcome == NOT_RUN:
+            ET.SubElement(case, "skipped", message=result.why_not)
+        elif result.outcome == FAILED and claim.outcome == KNOWN:
+            ET.SubElement(case, "skipped", message=f"known failure: {claim.known}")
         elif result.outcome == FAILED:
-            ET.SubElement(
-                case, "failure", message=claim.failure.partition("\n")[0]
-            ).text = claim.failure
-    for names, killed in ((claim.killed, True), (claim.survived, False)):
-        for name in names:
-            case = ET.SubElement(suite, "testcase", classname=stem, name=f"mutant {name}")
-            if not killed:
-                ET.SubElement(case, "failure", message=f"the check lets the mutant {name} pass")
+            failure = _printable(claim.failure)
+            ET.SubElement(case, "failure", message=failure.partition("\n")[0]).text = failure
+    for mutant in claim.claim.mutants:
+        case = ET.SubElement(suite, "testcase", classname=stem, name=f"mutant {mutant.name}")
+        if mutant.name in claim.survived:
+            ET.SubElement(case, "failure", message=f"the check does not reject {mutant.name}")
+        elif mutant.name not in claim.killed:
+            ET.SubElement(case, "skipped", message="the run was interrupted")
+    if claim.known and claim.outcome == FAILED:
+        case = ET.SubElement(suite, "testcase", classname=stem, name="known failure")
+        ET.SubElement(case, "failure", message=_printable(claim.complaints[-1]))
+
+
+def _printable(text: str) -> str:
+    """The text without what XML cannot carry: control characters and lone surrogates."""
+    return "".join(c if c in "\n\t" or c.isprintable() else "?" for c in text)
 
 
 def _environment() -> dict[str, str]:

@@ -31,6 +31,17 @@ class RungResult:
     note: str = ""
     not_run: set[str] = field(default_factory=set)
 
+    @property
+    def why_not(self) -> str:
+        """Why the rung did not run, if it did not."""
+        return self.note or "the run was interrupted"
+
+    def finish(self) -> None:
+        """Nothing disagreed: the rung held, unless there was nothing to compare."""
+        self.outcome = HELD if self.comparisons else NOT_RUN
+        if not self.comparisons:
+            self.note = "there was nothing to compare"
+
 
 @dataclass
 class ClaimResult:
@@ -48,13 +59,25 @@ class ClaimResult:
     @property
     def outcome(self) -> str:
         """held, failed, did not run, or known failure."""
-        if self.known:
-            return KNOWN if self.failure else FAILED
-        if self.failure or self.survived:
+        if self.survived:
             return FAILED
-        ran = [r for r in self.rungs.values() if r.outcome == HELD and r.comparisons]
-        finished = len(self.killed) == len(self.claim.mutants)
-        return HELD if ran and finished else NOT_RUN
+        if self.failure:
+            return KNOWN if self.known else FAILED
+        if self.rungs[Rung.FLOAT].outcome != HELD or len(self.killed) < len(self.claim.mutants):
+            return NOT_RUN
+        return FAILED if self.known else HELD
+
+    @property
+    def complaints(self) -> list[str]:
+        """What is wrong, for a person: the failure, and the reasons why the claim is no test."""
+        stem, texts = self.claim.stem, [self.failure] if self.failure else []
+        if self.survived:
+            texts.append(
+                f"claim {stem} is no test: its check does not reject {', '.join(self.survived)}"
+            )
+        if self.known and self.outcome == FAILED and not texts:
+            texts.append(f"claim {stem} holds, but is declared a known failure ({self.known})")
+        return texts
 
     @property
     def budget_used(self) -> float:
@@ -86,8 +109,14 @@ def run(
     """Check every claim on every rung; Ctrl-C ends the run, and what ran is still reported."""
     known = known_failures or {}
     results = [
-        ClaimResult(c, seed, _redo(target, c.stem, profile, seed), known=known.get(c.stem, ""))
-        for c in claims
+        ClaimResult(
+            claim,
+            seed,
+            _redo(claim.stem, profile, seed, target, implementation),
+            rungs={rung: RungResult() for rung in claim.rungs},
+            known=known.get(claim.stem, ""),
+        )
+        for claim in claims
     ]
     outcome = Run(profile, seed, target, results)
     proofs = Proofs.start([r.claim.stem for r in results])
@@ -112,7 +141,7 @@ def disagreeing() -> Iterator[None]:
             yield
     except Disagreement:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise Disagreement(f"{type(error).__name__}: {error}") from error
 
 
@@ -138,18 +167,20 @@ def rejects(claim: Claim, mutant: Mutant, seed: int) -> str:
 
 def _heads(implementation: Implementation, results: Iterable[ClaimResult]) -> list[HeadResult]:
     """The table of heads, unless what it measures has already been found wrong on them."""
-    if any(
-        result.rungs[Rung.REAL].outcome == FAILED for result in results if result.claim.on_heads
-    ):
+    on_heads = [result for result in results if result.claim.on_heads]
+    if not on_heads or any(result.rungs[Rung.REAL].outcome == FAILED for result in on_heads):
         return []
-    return measure_heads(implementation)
+    try:
+        with disagreeing():
+            return measure_heads(implementation)
+    except Disagreement as disagreement:
+        _fail(on_heads[0], Rung.REAL, str(disagreement), "the table of real heads")
+        return []
 
 
 def _climb(result: ClaimResult, implementation: Implementation, profile: Profile) -> None:
     claim, seed = result.claim, result.seed
     best = oracle.balls() if oracle.has_balls() else oracle.FLOATS
-    for rung in claim.rungs:
-        result.rungs[rung] = RungResult()
     by_cases = {Rung.FLOAT: generated_cases(seed, profile.repeats)}
     if oracle.has_balls():
         by_cases[Rung.BALL] = generated_cases(seed, 1, oracle.balls())
@@ -163,7 +194,24 @@ def _climb(result: ClaimResult, implementation: Implementation, profile: Profile
         _statistical(result, implementation)
     _property(result, implementation, profile)
     for mutant in claim.mutants:
-        (result.killed if rejects(claim, mutant, seed) else result.survived).append(mutant.name)
+        _try(result, mutant)
+
+
+def _try(result: ClaimResult, mutant: Mutant) -> None:
+    try:
+        rejected = bool(rejects(result.claim, mutant, result.seed))
+    except Exception as error:
+        rejected = False
+        what = f"the mutant {mutant.name} crashes, {type(error).__name__}: {error}"
+        result.failure = result.failure or failure_text(
+            result, what, "generated cases", result.seed
+        )
+    (result.killed if rejected else result.survived).append(mutant.name)
+
+
+def _fail(result: ClaimResult, rung: Rung, what: str, given: str) -> None:
+    result.rungs[rung].outcome = FAILED
+    result.failure = result.failure or failure_text(result, what, given, result.seed)
 
 
 def _require_all(
@@ -172,7 +220,7 @@ def _require_all(
     try:
         for case in cases:
             _require(result, rung, implementation, case)
-        result.rungs[rung].outcome = HELD
+        result.rungs[rung].finish()
     except Disagreement:
         result.rungs[rung].outcome = FAILED
 
@@ -207,18 +255,17 @@ def failure_text(result: ClaimResult, what: str, given: str, seed: int) -> str:
 def _statistical(result: ClaimResult, implementation: Implementation) -> None:
     account = result.rungs[Rung.STATISTICAL]
     assert result.claim.law is not None
+    alarms = 0.0
     try:
         with disagreeing():
             for test in result.claim.law(implementation, np.random.default_rng(result.seed)):
                 account.comparisons += 1
+                alarms += test.alpha
                 test.require()
-                account.note = f"false alarms below {account.comparisons * test.alpha:.0e}"
-        account.outcome = HELD
+        account.note = f"false alarms below {alarms:.0e}"
+        account.finish()
     except Disagreement as disagreement:
-        account.outcome = FAILED
-        result.failure = result.failure or failure_text(
-            result, str(disagreement), "projections drawn", result.seed
-        )
+        _fail(result, Rung.STATISTICAL, str(disagreement), "projections drawn")
 
 
 def _property(result: ClaimResult, implementation: Implementation, profile: Profile) -> None:
@@ -226,22 +273,29 @@ def _property(result: ClaimResult, implementation: Implementation, profile: Prof
     if importlib.util.find_spec("hypothesis") is None:
         account.note = "hypothesis is not installed"
         return
-    from hypothesis import given
+    from hypothesis import Phase, given, settings
     from hypothesis import seed as seeded
 
     from equivalence.verify.strategies import cases, settings_of
 
+    told = bool(result.failure)
+    # A smaller example is worth the search only where it is the one that is shown.
+    phases = (Phase.generate,) if told else (Phase.generate, Phase.shrink)
+
     @seeded(result.seed)
-    @settings_of(profile)
+    @settings(settings_of(profile), phases=phases)
     @given(case=cases())
     def holds(case: Case) -> None:
+        if not told:
+            result.failure = ""
         _require(result, Rung.PROPERTY, implementation, case)
 
     try:
-        holds()
-        account.outcome = HELD
-    except Disagreement:
-        account.outcome = FAILED
+        with disagreeing():  # Hypothesis has complaints of its own, about a target that wavers
+            holds()
+        account.finish()
+    except Disagreement as disagreement:
+        _fail(result, Rung.PROPERTY, str(disagreement), "generated cases")
 
 
 def _symbolic(proofs: Proofs, result: ClaimResult) -> RungResult:
@@ -258,7 +312,14 @@ def _symbolic(proofs: Proofs, result: ClaimResult) -> RungResult:
     )
 
 
-def _redo(target: str, stem: str, profile: Profile, seed: int) -> str:
+def _redo(
+    stem: str, profile: Profile, seed: int, target: str, implementation: Implementation
+) -> str:
+    """The command that does it again; a target without an importable name is redone in Python."""
+    if implementation is not OURS and not target:
+        return (
+            f"check_implementation(target, only=[{stem!r}], profile={profile.name!r}, seed={seed})"
+        )
     words = ["equivalence check", target, f"--only {stem} --seed {seed}"]
     if profile.name != "quick":
         words.append(f"--profile {profile.name}")

@@ -1,4 +1,4 @@
-"""Only `equivalence` is in the wheel; `proofs` and `tests` are in the sdist. Usage: FILE.py DIST."""
+"""Only `equivalence` is in the wheel; `proofs`, `tests` are in the sdist. Usage: FILE.py DIST."""
 
 import sys
 import tarfile
