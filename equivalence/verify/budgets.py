@@ -86,6 +86,11 @@ def weight_errors(
     if bias is not None:
         S = S + bias
         error = error + u * np.where(np.isfinite(S), abs(S), 0)
+    return softmax_errors(S, error, u)
+
+
+def softmax_errors(S: Array, error: Array, u: float) -> tuple[Array, Array]:
+    """The softmax of the scores S, and the relative error of each kappa_j from scores that err."""
     S = S - S.max(axis=-1, keepdims=True)
     kappa = np.exp(S)
     distance = np.where(kappa > 0, -S, 0.0)
@@ -100,11 +105,16 @@ def attention_budget(
     n = K.shape[-2]
     p, relative = weight_errors(Q, K, scale, u, bias)
     return Budget(
-        _ratio_error(p, relative, _f64(V), n, u) + _underflow(V, u),
+        mean_error(p, relative, V, u),
         f"scores err by gamma_(d+4) |q|.|k|, exp by {_EXP_ULPS} ulp, sums by gamma_n "
         f"(Higham 2002, sec. 3.1), n={n}, d={Q.shape[-1]}",
         u,
     )
+
+
+def mean_error(p: Array, relative: Array, V: Array, u: float) -> Array:
+    """The error of sum_j p_j v_j where each kappa_j behind p_j has that relative error."""
+    return _ratio_error(p, relative, _f64(V), V.shape[-2], u) + _underflow(V, u)
 
 
 def weights_budget(Q: Array, K: Array, scale: float, u: float, bias: Array | None = None) -> Budget:

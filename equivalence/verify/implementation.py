@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import equivalence
-from equivalence import dual
+from equivalence import dual, losses
 from equivalence.features import GramFeatures, PositiveFeatures
 
 
@@ -27,6 +27,12 @@ class Implementation:
     gradient_step: Callable[..., Any] = dual.gradient_step
     gradient_steps: Callable[..., Any] = dual.gradient_steps
     predict: Callable[..., Any] = dual.predict
+    least_squares_loss: Callable[..., Any] = losses.least_squares_loss
+    least_squares_gradient: Callable[..., Any] = losses.least_squares_gradient
+    logistic_loss: Callable[..., Any] = losses.logistic_loss
+    logistic_gradient: Callable[..., Any] = losses.logistic_gradient
+    info_nce_loss: Callable[..., Any] = losses.info_nce_loss
+    info_nce_gradient: Callable[..., Any] = losses.info_nce_gradient
     keywords: frozenset[str] = frozenset({"scale", "mask", "causal"})
     """What `attention` accepts beside query, key and value."""
 

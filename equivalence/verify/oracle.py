@@ -30,6 +30,7 @@ class Arithmetic:
     name: str
     number: Callable[[float], Number]
     exp: Callable[[Number], Number]
+    log: Callable[[Number], Number]
     sqrt: Callable[[Number], Number]
     sum: Callable[[Iterable[Number]], Number]
     distance: Callable[[float, Number], float]
@@ -48,6 +49,7 @@ FLOATS = Arithmetic(
     name="fsum",
     number=float,
     exp=math.exp,
+    log=math.log,
     sqrt=math.sqrt,
     sum=math.fsum,
     distance=lambda got, want: abs(got - want),
@@ -77,6 +79,7 @@ def balls() -> Arithmetic:
         name="arb",
         number=arb,
         exp=arb.exp,
+        log=arb.log,
         sqrt=arb.sqrt,
         sum=lambda terms: sum(terms, arb(0)),
         distance=distance,

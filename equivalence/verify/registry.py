@@ -13,6 +13,8 @@ STEMS = (
     "positive_features",
     "one_gradient_step",
     "demonstrations_as_steps",
+    "contrastive_first_step",
+    "losses_agree_only_at_zero",
 )
 
 
