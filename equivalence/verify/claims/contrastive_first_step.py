@@ -150,10 +150,13 @@ def _by_definition(
     """L(W) = sum_i log sum_j exp(z_ij - z_ii); with E, of W + t E with t moving at t = 0."""
     w, v, phi = (number.vectors(a) for a in (W, V, Phi))
     if E is not None:
-        number, w = forward(number), [
-            [Moving(x, y) for x, y in zip(*rows, strict=True)]
-            for rows in zip(w, number.vectors(E), strict=True)
-        ]
+        number, w = (
+            forward(number),
+            [
+                [Moving(x, y) for x, y in zip(*rows, strict=True)]
+                for rows in zip(w, number.vectors(E), strict=True)
+            ],
+        )
     one, total = number.number(1.0), []
     for i, f in enumerate(phi):
         output = [number.dot(row, f) for row in w]
@@ -259,8 +262,8 @@ def _naive_loss(W: Array, V: Array, Phi: Array, tau: float = 1.0) -> Any:
 
 
 def _float32(W: Array, V: Array, Phi: Array, tau: float = 1.0) -> Array:
-    single = (a.astype(np.float32) for a in (W, V, Phi))
-    return losses.info_nce_gradient(*single, tau).astype(W.dtype)
+    W_32, V_32, Phi_32 = (a.astype(np.float32) for a in (W, V, Phi))
+    return losses.info_nce_gradient(W_32, V_32, Phi_32, tau).astype(W.dtype)
 
 
 def _gradient(name: str, defect: str, gradient: Any) -> Mutant:
@@ -307,8 +310,8 @@ claim = Claim(
         _gradient("float32_gradient", "the gradient is computed in float32", _float32),
     ),
     assumptions="phi(x).phi(y) is the kernel that attention uses; every attended token is in the "
-    "batch, its own value among the candidates; the step starts from W = 0. Elsewhere the negatives "
-    "are an attention over the values, not their mean.",
+    "batch, its own value among the candidates; the step starts from W = 0. Elsewhere the "
+    "negatives are an attention over the values, not their mean.",
     budget="twice the dual's budget of one_gradient_step with |v_i| + mean |v| for |v_i|, and "
     "attention's; elsewhere gamma_(c+m) |v||W||phi|/tau through the softmax.",
     code="equivalence/losses.py",

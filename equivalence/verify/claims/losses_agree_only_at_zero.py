@@ -269,18 +269,20 @@ def _curvature_without_D(
 
 
 def _whole_square(W: Array, V: Array, Phi: Array, D: npt.ArrayLike, eta: float = 1.0) -> Array:
-    return 2 * losses.least_squares_loss(W, V, Phi, D, eta)
+    total: Array = 2 * losses.least_squares_loss(W, V, Phi, D, eta)
+    return total
 
 
 def _single_cross_entropy(
     W: Array, V: Array, Phi: Array, D: npt.ArrayLike, eta: float = 1.0
 ) -> Array:
-    return losses.logistic_loss(W, V, Phi, D, eta) / 2
+    total: Array = losses.logistic_loss(W, V, Phi, D, eta) / 2
+    return total
 
 
 def _float32(W: Array, V: Array, Phi: Array, D: npt.ArrayLike, eta: float = 1.0) -> Array:
-    single = (np.asarray(a, np.float32) for a in (W, V, Phi, D))
-    return losses.least_squares_gradient(*single, eta).astype(W.dtype)
+    W_32, V_32, Phi_32, D_32 = (np.asarray(a, np.float32) for a in (W, V, Phi, D))
+    return losses.least_squares_gradient(W_32, V_32, Phi_32, D_32, eta).astype(W.dtype)
 
 
 def _float32_sigmoid(F: Array, V: Array) -> Array:
@@ -339,9 +341,10 @@ claim = Claim(
         _least_squares("float32_least_squares", "the gradient is computed in float32", _float32),
         _logistic("float32_sigmoid", "tanh is computed in float32", _float32_sigmoid),
     ),
-    assumptions="phi(x).phi(y) is the kernel that attention uses, with one phi for keys and queries; "
-    "both losses carry 1/(eta D), the logistic one twice the cross-entropy with labels (1 + v)/2 in "
-    "each output. Any loss whose output-gradient at W_0 is -v_i/(eta D) gives the dual's step.",
+    assumptions="phi(x).phi(y) is the kernel that attention uses, with one phi for keys and "
+    "queries; both losses carry 1/(eta D), the logistic one twice the cross-entropy with labels "
+    "(1 + v)/2 in each output. Any loss with output-gradient -v_i/(eta D) at W_0 gives the dual's "
+    "step.",
     budget="attention's and the dual's of one_gradient_step, and gamma_(n+2m) of what the step and "
     "W_0 add up; through tanh with its slope.",
     code="equivalence/losses.py",
