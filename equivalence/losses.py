@@ -15,8 +15,11 @@ proofs/losses_agree_only_at_zero.py and proofs/contrastive_first_step.py. Any ot
 output-gradient -v_i/(eta D) at W_0 gives the same step from W_0.
 
 Arrays, dtypes and D are as in equivalence/dual.py: W (..., c, m), values (..., n, c), features
-(..., n, m), leading axes broadcast, float16 computed and returned in float32, NaN where numbers
-overflow or are NaN. A shape that does not fit raises ValueError, another dtype TypeError.
+(..., n, m), leading axes broadcast, float16 computed and returned in float32, NaN or inf where
+numbers overflow. A shape that does not fit raises ValueError, and so does a learning rate or a
+temperature that is not positive and finite; another dtype, or no number, raises TypeError.
+
+Sources: Ren & Liu (arXiv 2310.13220) for the dual; InfoNCE is van den Oord et al. 2018, eq. 4.
 """
 
 from __future__ import annotations

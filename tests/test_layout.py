@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import equivalence
-from equivalence import dual, features
+from equivalence import dual, features, losses
 from equivalence.verify.claim import Claim
 from equivalence.verify.registry import STEMS, load_all
 
@@ -417,17 +418,18 @@ def public(module: object) -> dict[str, object]:
     return {name: getattr(module, name) for name in getattr(module, "__all__")}  # noqa: B009
 
 
-DUAL = {
-    name: thing
-    for name, thing in inspect.getmembers(dual, inspect.isfunction)
-    if thing.__module__ == dual.__name__ and not name.startswith("_")
-}
+def defined_in(module: ModuleType) -> dict[str, object]:
+    return {
+        name: thing
+        for name, thing in inspect.getmembers(module, inspect.isfunction)
+        if thing.__module__ == module.__name__ and not name.startswith("_")
+    }
 
 
 @pytest.mark.parametrize(
     "objects",
-    [public(equivalence), public(features), DUAL],
-    ids=["equivalence", "features", "dual"],
+    [public(equivalence), public(features), defined_in(dual), defined_in(losses)],
+    ids=["equivalence", "features", "dual", "losses"],
 )
 def test_what_people_call_has_an_example(objects: dict[str, object]) -> None:
     assert objects

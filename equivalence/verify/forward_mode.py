@@ -58,7 +58,12 @@ class Moving:
 
 
 def forward(number: Arithmetic) -> Arithmetic:
-    """The arithmetic, for numbers some of which move."""
+    """The arithmetic, for numbers some of which move.
+
+    >>> from equivalence.verify.oracle import FLOATS
+    >>> forward(FLOATS).log(Moving(4.0, 3.0)).slope
+    0.75
+    """
 
     def exp(x: Number) -> Number:
         if not isinstance(x, Moving):
@@ -72,10 +77,14 @@ def forward(number: Arithmetic) -> Arithmetic:
         return Moving(number.log(x.value), x.slope / x.value)
 
     def add_up(terms: Iterable[Number]) -> Number:
-        listed = list(terms)
-        slopes = [x.slope for x in listed if isinstance(x, Moving)]
-        total = number.sum(still(x) for x in listed)
-        return Moving(total, number.sum(slopes)) if slopes else total
+        values, slopes = [], []
+        for x in terms:
+            if isinstance(x, Moving):
+                values.append(x.value)
+                slopes.append(x.slope)
+            else:
+                values.append(x)
+        return Moving(number.sum(values), number.sum(slopes)) if slopes else number.sum(values)
 
     return replace(number, exp=exp, log=log, sum=add_up)
 

@@ -122,7 +122,7 @@ def _anywhere(impl: Implementation, case: Case, Phi: Array) -> Iterator[Comparis
     temperatures = (_TAU, _COLD)
     bounds, want = [], []
     for tau in temperatures:
-        bounds.append([_loss_error(W, V, Phi, tau, u)])
+        bounds.append([loss_error(W, V, Phi, tau, u)])
         want.append([_by_definition(number, W, V, Phi, tau)])
     yield oracle.against(
         number,
@@ -134,13 +134,14 @@ def _anywhere(impl: Implementation, case: Case, Phi: Array) -> Iterator[Comparis
     slope = impl.info_nce_gradient(W, V, Phi, _TAU)
     terms = (abs(V) + abs(V).max(axis=0)).T @ abs(Phi) * abs(E) / _TAU
     size = float(terms.sum()) or 1.0
+    off = gradient_error(W, V, Phi, _TAU, u) * abs(E)
     at_W = _by_definition(number, W, V, Phi, _TAU, E)
     yield oracle.against(
         number,
         "<grad L(W), E> is the derivative of L along E",
         np.reshape((slope * E).sum() / size, (1, 1)),
         [[slopes(number, [at_W])[0] / number.number(size)]],
-        Budget(np.array([[_slope_error(W, E, V, Phi, u) / size]]), _BECAUSE, u),
+        Budget(off.sum(keepdims=True) / size, _BECAUSE, u),
     )
 
 
@@ -179,7 +180,7 @@ def _logits(W: Array, V: Array, Phi: Array, tau: float, u: float) -> tuple[Array
     return Phi @ W.T @ V.T / tau, depth * (abs(Phi) @ abs(W).T @ abs(V).T / tau)
 
 
-def _loss_error(W: Array, V: Array, Phi: Array, tau: float, u: float) -> float:
+def loss_error(W: Array, V: Array, Phi: Array, tau: float, u: float) -> float:
     """L_i = log sum_j exp(z_ij - z_ii), where a logit errs against another one only.
 
     As computed, (top - z_ii) + log sum_j exp(z_ij - top), every part is rounded once.
@@ -195,13 +196,14 @@ def _loss_error(W: Array, V: Array, Phi: Array, tau: float, u: float) -> float:
     return float(each.sum())
 
 
-def _slope_error(W: Array, E: Array, V: Array, Phi: Array, u: float) -> float:
-    Z, error = _logits(W, V, Phi, _TAU, u)
+def gradient_error(W: Array, V: Array, Phi: Array, tau: float, u: float) -> Array:
+    """How far each entry of the gradient may be off, and by what a sum over all of them adds."""
+    Z, error = _logits(W, V, Phi, tau, u)
     p, relative = softmax_errors(Z, error, u)
-    n = len(Z)
     expected = abs(p @ V.astype(np.float64))
-    moved = mean_error(p, relative, V, u) + gamma(n + E.size + 6, u) * (abs(V) + expected)
-    return float((moved.T @ abs(Phi) * abs(E)).sum() / _TAU)
+    moved = mean_error(p, relative, V, u) + gamma(len(V) + W.size + 6, u) * (abs(V) + expected)
+    off: Array = moved.T @ abs(Phi) / tau
+    return off
 
 
 def _no_negatives(W: Array, V: Array, Phi: Array, tau: float = 1.0) -> Array:

@@ -248,13 +248,15 @@ def _with_values(values: Callable[[Array, Array], Array]) -> Callable[..., Array
 
 def _margin(F: Array, V: Array) -> Array:
     """The gradient of 2 log(1 + e^(-v f)): that of cross-entropy where v is 1 or -1."""
-    return V * (1 - np.tanh(V * F / 2))
+    values: Array = V * (1 - np.tanh(V * F / 2))
+    return values
 
 
 def _softmax_of_outputs(F: Array, V: Array) -> Array:
     """Cross-entropy of one softmax over the outputs, its mean taken out to agree at 0."""
     kappa = np.exp(F - F.max(axis=-1, keepdims=True))
-    return V - kappa / kappa.sum(axis=-1, keepdims=True) + 1 / F.dtype.type(F.shape[-1])
+    values: Array = V - kappa / kappa.sum(axis=-1, keepdims=True) + 1 / F.dtype.type(F.shape[-1])
+    return values
 
 
 def _doubled(W: Array, V: Array, Phi: Array, D: npt.ArrayLike, eta: float = 1.0) -> Array:
