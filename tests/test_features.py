@@ -267,7 +267,7 @@ def test_gram_features_give_the_kernel_for_any_keys(
     st.integers(1, 6),
     st.integers(1, 4),
     st.sampled_from(["float64", "float32"]),
-    st.sampled_from([0.1, 1.0, 30.0]),
+    st.sampled_from([0.1, 1.0, 3.0]),
 )
 def test_positive_features_are_the_exponentials_they_say(
     seed: int, m: int, d: int, dtype: str, spread: float

@@ -115,7 +115,7 @@ def test_a_case_cannot_be_changed_by_what_it_is_given_to() -> None:
             array[0, 0] = 0
 
 
-def test_the_heads_are_all_there_and_two_queries_of_each_are_answered() -> None:
+def test_the_heads_are_all_there_and_one_query_of_each_is_answered() -> None:
     cases_ = list(head_cases(4, FLOATS))
     assert len(cases_) == 72
     assert len({case.label for case in cases_}) == 72
@@ -123,8 +123,12 @@ def test_the_heads_are_all_there_and_two_queries_of_each_are_answered() -> None:
         assert case.real
         assert case.K.dtype == np.float64
         assert len(case.K) - 1 == case.N
-        assert len(set(case.rows)) == 2
+        assert case.rows.shape == (1,)
         assert case.rows.max() < len(case.Q)
+    # Together they reach most of the 37 positions, and another seed chooses anew.
+    chosen = [int(case.rows[0]) for case in cases_]
+    assert len(set(chosen)) > 20
+    assert chosen != [int(case.rows[0]) for case in head_cases(5, FLOATS)]
 
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=list(PROFILES))

@@ -46,11 +46,12 @@ class Case:
 
     @property
     def rows(self) -> npt.NDArray[np.intp]:
-        """The queries that the oracle answers: all of a small problem, two of a real head."""
+        """The queries that the oracle answers: all of a small problem, one of a real head.
+
+        Which one depends on the seed and on the head.
+        """
         n_q = len(self.Q)
-        if not self.real:
-            return np.arange(n_q)
-        return np.sort(self.rng("rows").choice(n_q, size=min(2, n_q), replace=False))
+        return self.rng(self.label).integers(n_q, size=1) if self.real else np.arange(n_q)
 
     def rng(self, purpose: str) -> np.random.Generator:
         """A generator of this case's own, one for each purpose."""

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from equivalence._arrays import Array
 from equivalence.features import Features
@@ -26,6 +27,10 @@ class DualCase:
     phi_q: Array
     D: Array
     budget: Budget
+
+    def at(self, rows: npt.NDArray[np.intp]) -> DualCase:
+        """The same keys with some of the queries."""
+        return DualCase(self.Phi, self.phi_q[rows], self.D[rows], self.budget[rows])
 
 
 def scaled(case: Case) -> tuple[Array, Array]:

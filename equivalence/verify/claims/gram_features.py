@@ -62,11 +62,10 @@ def _scaled_kernel(
     case: Case, X: Array, Z: Array, log_x: Array, log_z: Array
 ) -> list[list[oracle.Number]]:
     number = case.arithmetic
-    x, z = number.vectors(X), number.vectors(Z)
     a, b = number.vectors(log_x[None])[0], number.vectors(log_z[None])[0]
     return [
-        [number.exp(number.dot(p, r) - s - t) for r, t in zip(z, b, strict=True)]
-        for p, s in zip(x, a, strict=True)
+        [number.exp(dot - s - t) for dot, t in zip(dots, b, strict=True)]
+        for dots, s in zip(number.dots(number.vectors(X), number.vectors(Z)), a, strict=True)
     ]
 
 
@@ -83,10 +82,14 @@ def _gram(case: Case, K: Array, at_keys: Features) -> Comparison:
         "what replaces it",
         u,
     )
-    want = _scaled_kernel(case, K, K, at_keys.log_scale, at_keys.log_scale)
-    number = case.arithmetic
+    rows = case.rows if case.real else np.arange(len(K))
+    want = _scaled_kernel(case, K[rows], K, at_keys.log_scale[rows], at_keys.log_scale)
     return oracle.against(
-        number, "phi(k_i).phi(k_j) = exp(k_i.k_j)", L @ L.T, want, substitution + rank
+        case.arithmetic,
+        "phi(k_i).phi(k_j) = exp(k_i.k_j)",
+        (L @ L.T)[rows],
+        want,
+        (substitution + rank)[rows],
     )
 
 

@@ -97,7 +97,7 @@ def _descent(impl: Implementation, case: Case, x: DualCase) -> Iterator[Comparis
     number = case.arithmetic
     v, phi, w, (eta_D,) = (number.vectors(a) for a in (V, Phi, W, np.array([[_ETA, D]])))
     total = number.sum(
-        number.dot(a, [number.dot(row, f) for row in w]) for a, f in zip(v, phi, strict=True)
+        number.dot(a, W_f) for a, W_f in zip(v, number.dots(phi, w) if v else [], strict=True)
     )
     at_W = impl.loss(W, V, Phi, D, _ETA)
     yield oracle.against(
