@@ -212,7 +212,8 @@ def _log_loss(
     W: Array, values: Array, features: Array, D: npt.ArrayLike, learning_rate: float = 1.0
 ) -> Array:
     """log(1 + e^L): linear far up, flat far down."""
-    return np.logaddexp(0, dual.loss(W, values, features, D, learning_rate))
+    softplus: Array = np.logaddexp(0, dual.loss(W, values, features, D, learning_rate))
+    return softplus
 
 
 def _projects(W: Array, gradient: Array, learning_rate: float = 1.0) -> Array:
@@ -244,7 +245,8 @@ def _spectral_norm(values: Array, features: Array, radius: npt.ArrayLike) -> Arr
 def _sum_of_norms(values: Array, features: Array, radius: npt.ArrayLike) -> Array:
     """|G| <= sum_i |v_i||phi_i|, with which W stays inside the ball."""
     norms = np.linalg.norm(values, axis=-1) @ np.linalg.norm(features, axis=-1)
-    return _not_normalized(values, features, radius) / norms
+    shorter: Array = _not_normalized(values, features, radius) / norms
+    return shorter
 
 
 def _each_output(values: Array, features: Array, radius: npt.ArrayLike) -> Array:
@@ -313,9 +315,7 @@ claim = Claim(
             "orthogonal_optimum", "all singular values are made equal", ball_optimum=_orthogonal
         ),
         _mutant("radius_without_D", "the step is taken to be |G|_F long", step_length=_length_of_G),
-        _mutant(
-            "float32_optimum", "the optimum is found in float32", ball_optimum=_float32_optimum
-        ),
+        _mutant("float32_optimum", "the optimum is found in float32", ball_optimum=_float32),
     ),
     assumptions="D > 0, eta > 0, G != 0; D is a number, fixed while W moves.",
     budget="gamma_k sum_i |v_i||phi(k_i)|, k = n + c + m + c m + 8, times 1 to 9; the dual's "
