@@ -51,8 +51,8 @@ def _many_steps(impl: Implementation, case: Case, x: DualCase) -> Iterator[Compa
     for _ in range(_STEPS):
         W = impl.gradient_step(W, slope, _ETA)
     predicted = impl.predict(W, phi_q)
-    # T <= n + 3m, so that the sums of T terms are covered by as much again as one step needs.
-    budget = x.budget[rows].times(2 * _STEPS, f"T = {_STEPS} steps, rounded and added: ")
+    # The T additions round by 9u in all, less than the gamma_(n+3m+6) of one more step.
+    budget = x.budget[rows].times(_STEPS + 1, f"T = {_STEPS} steps, and their additions: ")
     at_once = impl.predict(impl.gradient_step(W_0, slope, _STEPS * _ETA), phi_q)
     yield compare("T steps are one step of T eta", predicted, at_once, budget)
     s = oracle.scale_of(number, case.scale, case.Q.shape[-1])
@@ -319,7 +319,7 @@ claim = Claim(
     ),
     assumptions="D > 0, eta > 0, G != 0; D is a number, fixed while W moves.",
     budget="gamma_k sum_i |v_i||phi(k_i)|, k = n + c + m + c m + 8, times 1 to 9; the dual's "
-    "budget times 2T for T steps.",
+    "budget times T + 1 for T steps.",
     code="equivalence/ball.py",
     on_heads=True,
 )
