@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import equivalence
-from equivalence import dual
+from equivalence import ball, dual, ratio
 from equivalence.features import GramFeatures, PositiveFeatures
 
 
@@ -27,6 +27,10 @@ class Implementation:
     gradient_step: Callable[..., Any] = dual.gradient_step
     gradient_steps: Callable[..., Any] = dual.gradient_steps
     predict: Callable[..., Any] = dual.predict
+    ball_optimum: Callable[..., Any] = ball.ball_optimum
+    step_length: Callable[..., Any] = ball.step_length
+    to_homogeneous: Callable[..., Any] = ratio.to_homogeneous
+    from_homogeneous: Callable[..., Any] = ratio.from_homogeneous
     keywords: frozenset[str] = frozenset({"scale", "mask", "causal"})
     """What `attention` accepts beside query, key and value."""
 
