@@ -347,14 +347,16 @@ def _correlation(values: npt.ArrayLike, features: npt.ArrayLike) -> Array:
 
 
 def _quotient(total: Array, D: npt.ArrayLike, learning_rate: float = 1.0) -> Array:
-    """total / (eta D) of matrices (..., c, m), in their dtype: D in float64 would widen it."""
+    """total / (eta D) of matrices (..., c, m), in their dtype: D in float64 would widen it.
+
+    Divided one by one, as an eta D that overflows would make it zero, and lose the demonstrations.
+    """
     rate = as_positive("learning_rate", learning_rate)
     divisor = as_real("D", D)
     broadcast_axes("D", total.shape[:-2], divisor.shape)
     with np.errstate(all="ignore"):
-        divisor = total.dtype.type(rate) * divisor.astype(total.dtype)[..., None, None]
-        quotient: Array = total / divisor
-    return quotient
+        quotient: Array = total / divisor.astype(total.dtype)[..., None, None]
+        return quotient / total.dtype.type(rate)
 
 
 def _on_one_scale(features: Features) -> tuple[Array, Array]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import equivalence
-from equivalence import dual, losses
+from equivalence import ball, dual, losses, ratio
 from equivalence.features import GramFeatures, PositiveFeatures
 
 
@@ -27,6 +27,10 @@ class Implementation:
     gradient_step: Callable[..., Any] = dual.gradient_step
     gradient_steps: Callable[..., Any] = dual.gradient_steps
     predict: Callable[..., Any] = dual.predict
+    ball_optimum: Callable[..., Any] = ball.ball_optimum
+    step_length: Callable[..., Any] = ball.step_length
+    to_homogeneous: Callable[..., Any] = ratio.to_homogeneous
+    from_homogeneous: Callable[..., Any] = ratio.from_homogeneous
     least_squares_loss: Callable[..., Any] = losses.least_squares_loss
     least_squares_gradient: Callable[..., Any] = losses.least_squares_gradient
     logistic_loss: Callable[..., Any] = losses.logistic_loss

@@ -13,6 +13,9 @@ STEMS = (
     "positive_features",
     "one_gradient_step",
     "demonstrations_as_steps",
+    "learning_rate_cancels",
+    "loss_is_linear",
+    "query_dependent_rate",
     "contrastive_first_step",
     "losses_agree_only_at_zero",
 )
