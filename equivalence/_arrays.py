@@ -78,6 +78,19 @@ def as_integer(name: str, value: int) -> int:
     return int(value)
 
 
+def as_count(name: str, value: int, largest: int, of: str) -> int:
+    """Like `as_integer`, but ValueError unless it is 0 to `largest`, the number of `of`."""
+    count = as_integer(name, value)
+    if not 0 <= count <= largest:
+        raise ValueError(f"{name} is {count}; expected 0 to {largest}, the number of {of}")
+    return count
+
+
+def as_demonstrations(n_demonstrations: int | None, n: int, of: str) -> int:
+    """How many of the `n` first tokens demonstrate: all by default."""
+    return n if n_demonstrations is None else as_count("n_demonstrations", n_demonstrations, n, of)
+
+
 def as_number(name: str, value: float) -> float:
     """Return `value` as a float; TypeError unless it is a real number, ValueError unless finite."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):

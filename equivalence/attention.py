@@ -78,7 +78,7 @@ def attention(
     >>> attention([[0.0]], [[1.0], [1.0]], [[2.0], [4.0]])
     array([[3.]])
     """
-    problem = _Problem.of(query, key, scale, mask, causal)
+    problem = Problem.of(query, key, scale, mask, causal)
     V = as_tokens("value", value)
     if V.shape[-2] != problem.key.shape[-2]:
         raise ValueError(
@@ -136,7 +136,7 @@ def attention_weights(
     >>> attention_weights([[0.0]], [[1.0], [2.0]])
     array([[0.5, 0.5]])
     """
-    problem = _Problem.of(query, key, scale, mask, causal)
+    problem = Problem.of(query, key, scale, mask, causal)
     dtype = common_dtype(problem.query, problem.key)
     shape = (*problem.batch, problem.query.shape[-2], problem.key.shape[-2])
     weights = np.empty(shape, dtype)
@@ -147,7 +147,7 @@ def attention_weights(
     return weights
 
 
-class _Problem(NamedTuple):
+class Problem(NamedTuple):
     """A validated question: which scores, and which of them are attended."""
 
     query: Array
@@ -165,7 +165,8 @@ class _Problem(NamedTuple):
         scale: float | None,
         mask: npt.ArrayLike | None,
         causal: bool,
-    ) -> _Problem:
+    ) -> Problem:
+        """Validate the arguments of `attention` that decide the scores."""
         Q = as_points("query", query)
         K = as_tokens("key", key, dim=Q.shape[-1])
         batch = broadcast_axes("key", Q.shape[:-2], K.shape[:-2])
@@ -195,10 +196,11 @@ class _Problem(NamedTuple):
             Q = self.query[..., rows, :].astype(dtype, copy=False) * dtype.type(self.scale)
             scores = buffer[..., : rows.stop - rows.start, :]
             np.matmul(Q, K_T, out=scores)
-            self._exclude(scores, rows)
+            self.exclude(scores, rows)
             yield rows, scores
 
-    def _exclude(self, scores: Array, rows: slice) -> None:
+    def exclude(self, scores: Array, rows: slice) -> None:
+        """Give the tokens that these query rows do not attend to the score -inf, in place."""
         if self.mask is not None:
             n_q = self.query.shape[-2]
             M = np.broadcast_to(self.mask, (*self.mask.shape[:-2], n_q, self.mask.shape[-1]))

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from equivalence._arrays import (
     Array,
-    as_integer,
+    as_demonstrations,
     as_number,
     as_points,
     as_positive,
@@ -246,9 +246,7 @@ class OneStepRegressor:
         n, d = K.shape[-2:]
         if n == 0:
             raise ValueError(f"keys has shape {K.shape}; expected at least one key")
-        N = n if n_demonstrations is None else as_integer("n_demonstrations", n_demonstrations)
-        if not 0 <= N <= n:
-            raise ValueError(f"n_demonstrations is {N}; expected 0 to {n}, the number of keys")
+        N = as_demonstrations(n_demonstrations, n, "keys")
         root_scale = math.sqrt(as_positive_scale(self.scale, d))
         X = _scaled(K, root_scale)
         phi = GramFeatures() if self.feature_map is None else self.feature_map
