@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import equivalence
-from equivalence import ball, dual, losses, ratio
+from equivalence import ball, dual, losses, modifications, ratio
 from equivalence.features import GramFeatures, PositiveFeatures
 
 
@@ -37,6 +37,14 @@ class Implementation:
     logistic_gradient: Callable[..., Any] = losses.logistic_gradient
     info_nce_loss: Callable[..., Any] = losses.info_nce_loss
     info_nce_gradient: Callable[..., Any] = losses.info_nce_gradient
+    regularized_attention: Callable[..., Any] = modifications.regularized_attention
+    regularized_loss: Callable[..., Any] = modifications.regularized_loss
+    regularized_gradient: Callable[..., Any] = modifications.regularized_gradient
+    negative_attention: Callable[..., Any] = modifications.negative_attention
+    negative_labels: Callable[..., Any] = modifications.negative_labels
+    lowest_score_tokens: Callable[..., Any] = modifications.lowest_score_tokens
+    augmented_attention: Callable[..., Any] = modifications.augmented_attention
+    augmented_pairs: Callable[..., Any] = modifications.augmented_pairs
     keywords: frozenset[str] = frozenset({"scale", "mask", "causal"})
     """What `attention` accepts beside query, key and value."""
 

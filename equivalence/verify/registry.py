@@ -18,6 +18,9 @@ STEMS = (
     "query_dependent_rate",
     "contrastive_first_step",
     "losses_agree_only_at_zero",
+    "regularized_attention",
+    "negative_attention",
+    "augmented_attention",
 )
 
 
