@@ -43,6 +43,7 @@ from proofs.derivation import (
 )
 from proofs.derivation.instances import Comparison, Instance
 from proofs.derivation.normal_form import equal, normal
+from proofs.derivation.printing import _formula
 
 n, c, m = symbols("n c m", integer=True, positive=True)
 i, j = symbols("i j", integer=True)
@@ -375,6 +376,18 @@ def test_command_line_prints_a_proof(capsys):
     printed = capsys.readouterr().out
     for part in ("1. ", "Because", "Confirmed at", "Refused", "QED"):
         assert part in printed
+
+
+@pytest.mark.parametrize(
+    ("total", "texts"),
+    [
+        (W + (1 - x) * H, {"W + (1 - x)⋅H", "(1 - x)⋅H + W"}),
+        (W - x * H, {"W - x⋅H", "-x⋅H + W"}),
+    ],
+)
+def test_every_sign_between_matrices_is_printed(total, texts):
+    """SymPy leaves out the one before (1 - x) V."""
+    assert " ".join(_formula(total).split()) in texts
 
 
 def test_command_line_json(capsys):

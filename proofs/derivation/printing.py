@@ -2,7 +2,8 @@
 
 from textwrap import fill, indent
 
-from sympy import Expr, pretty
+from sympy import Expr, MatAdd
+from sympy.printing.pretty.pretty import PrettyPrinter, pretty_use_unicode, prettyForm
 
 from .core import Derivation, Proof, Refusal, Step
 
@@ -69,8 +70,26 @@ def _refusal(number: int, refusal: Refusal) -> str:
     )
 
 
+class _Printer(PrettyPrinter):
+    """SymPy leaves out the sign before a matrix with a coefficient such as 1 - alpha."""
+
+    def _print_MatAdd(self, expr: MatAdd) -> prettyForm:
+        total = self._print(expr.args[0])
+        for term in expr.args[1:]:
+            coefficient, _ = term.as_coeff_mmul()
+            negative = not coefficient.is_Add and coefficient.could_extract_minus_sign()
+            sign, term = (" - ", -term) if negative else (" + ", term)
+            total = prettyForm(*total.right(sign, self._print(term)))
+        return total
+
+
 def _formula(expr: Expr) -> str:
-    return indent(pretty(expr, use_unicode=True, wrap_line=False), " " * 7)
+    # As sympy.pretty does: the setting of one printer is also a global one.
+    before = pretty_use_unicode(True)
+    try:
+        return indent(_Printer({"use_unicode": True, "wrap_line": False}).doprint(expr), " " * 7)
+    finally:
+        pretty_use_unicode(before)
 
 
 def _paragraph(text: str) -> str:
