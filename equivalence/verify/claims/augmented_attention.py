@@ -43,18 +43,19 @@ class _Perceptron(NamedTuple):
         """The map of arrays."""
         return residual(mlp(*self))(x)
 
-    def scalars(
-        self, number: oracle.Arithmetic, tokens: Array, first: int | None = None
-    ) -> list[list[oracle.Number]]:
-        """The map by its definition, or only its first coordinates."""
+    def scalars(self, number: oracle.Arithmetic, tokens: Array) -> list[list[oracle.Number]]:
+        """The map by its definition."""
         A, (a,), B, (b,) = (number.vectors(np.atleast_2d(x)) for x in self)
-        zero, mapped = number.number(0.0), []
-        for x in number.vectors(tokens):
-            inner = [number.dot(row, x) + c for row, c in zip(A, a, strict=True)]
-            hidden = [max(y, zero, key=float) for y in inner]
-            rows = zip(x[:first], B[:first], b[:first], strict=True)
-            mapped.append([y + number.dot(row, hidden) + c for y, row, c in rows])
-        return mapped
+        x, zero = number.vectors(tokens), number.number(0.0)
+        inner = number.dots(x, A)
+        hidden = [
+            [max(y + c, zero, key=float) for y, c in zip(row, a, strict=True)] for row in inner
+        ]
+        outer = number.dots(hidden, B)
+        return [
+            [s + t + c for s, t, c in zip(x_j, y_j, b, strict=True)]
+            for x_j, y_j in zip(x, outer, strict=True)
+        ]
 
     def error(self, tokens: Array, u: float) -> Array:
         """|computed - exact|: gamma_(d+h+4) times the magnitudes, as relu does not amplify."""
@@ -83,17 +84,13 @@ def check(impl: Implementation, case: Case) -> Iterator[Comparison]:
 
 
 def _by_definition(case: Case, layer: Array, g1: _Perceptron, g2: _Perceptron) -> Comparison:
-    # Of a real head four coordinates at one query: the maps of all tokens are what takes time.
-    number, rows, first = case.arithmetic, case.rows, case.V.shape[-1]
-    if case.real:
-        rows, first = rows[:1], 4
+    number, rows = case.arithmetic, case.rows
     s = oracle.scale_of(number, case.scale, case.Q.shape[-1])
     q = number.vectors(case.Q[rows])
-    k, v = g2.scalars(number, case.K), g1.scalars(number, case.V, first)
+    k, v = g2.scalars(number, case.K), g1.scalars(number, case.V)
     want = [oracle.attention(number, x, k, v, s) for x in q]
     what = "o = sum_j kappa(g2(k_j), q) g1(v_j) / sum_j kappa(g2(k_j), q)"
-    budget = _with_maps(case, g1, g2)[rows, :first]
-    return oracle.against(number, what, np.asarray(layer)[rows, :first], want, budget)
+    return oracle.against(number, what, layer[rows], want, _with_maps(case, g1, g2)[rows])
 
 
 def _with_maps(case: Case, g1: _Perceptron, g2: _Perceptron) -> Budget:

@@ -32,12 +32,14 @@ def check(impl: Implementation, case: Case) -> Iterator[Comparison]:
     x = modify(impl, case, abs(case.V) + _BETA * abs(case.V).max(axis=0))
     given = _given_sets(case)
     layer = _layer(impl, case, negatives=given)
-    lowest = _lowest(impl, case)
-    piecewise = _layer(impl, case, n_negatives=_r(case))
     step = _one_step(impl, case, x.dual, given)
     yield compare("one step gives the layer", step, layer, x.both)
-    step = _one_step(impl, case, x.dual, lowest[:, None, : case.N])
-    yield compare("one step with the lowest scores gives the layer", step, piecewise, x.both)
+    # With the lowest scores there is one set of labels for each query.
+    lowest, rows = _lowest(impl, case), case.rows
+    piecewise = _layer(impl, case, n_negatives=_r(case))
+    step = _one_step(impl, case, x.dual.at(rows), lowest[rows, None, : case.N])
+    what = "one step with the lowest scores gives the layer"
+    yield compare(what, step, piecewise[rows], x.both[rows])
     yield from _by_definition(case, layer, piecewise, given, lowest, x.layer)
     yield from _selection(impl, case, lowest)
     if not case.real:
@@ -50,11 +52,6 @@ def _given_sets(case: Case) -> Sets:
     sets = case.rng("negatives").random((case.N, case.N)) < 3 / max(case.N, 6)
     sets[:1] = False
     return sets
-
-
-def _rows(case: Case) -> npt.NDArray[np.intp]:
-    """The queries that the oracle answers: one of a real head, where a set is large."""
-    return case.rows[:1] if case.real else case.rows
 
 
 def _r(case: Case) -> int:
@@ -87,7 +84,7 @@ def _by_definition(
     case: Case, layer: Array, piecewise: Array, given: Sets, lowest: Sets, budget: Budget
 ) -> Iterator[Comparison]:
     """Demonstrations less beta times the mean of N(i), query-side tokens as they are."""
-    number, rows = case.arithmetic, _rows(case)
+    number, rows = case.arithmetic, case.rows
     s = oracle.scale_of(number, case.scale, case.Q.shape[-1])
     q, k, v = (number.vectors(a) for a in (case.Q[rows], case.K, case.V))
     P = [oracle.weights(number, x, k, s) for x in q]
@@ -98,42 +95,43 @@ def _by_definition(
         labels = [_labels(case, v, given)] * len(rows)
         kinds += [("o = sum_i p_i (v_i - beta mean_{N(i)} v) + sum_t p_t v_t", layer, labels)]
     for what, got, values in kinds:
-        want = [
-            [number.dot(p, column) for column in zip(*w, strict=True)]
-            for p, w in zip(P, values, strict=True)
-        ]
+        want = [number.dots([p], _columns(w))[0] for p, w in zip(P, values, strict=True)]
         yield oracle.against(number, what, got[rows], want, budget[rows])
+
+
+def _columns(rows: list[list[oracle.Number]]) -> list[list[oracle.Number]]:
+    """The columns of a matrix."""
+    return [list(column) for column in zip(*rows, strict=True)]
 
 
 def _labels(case: Case, v: list[list[oracle.Number]], sets: Sets) -> list[list[oracle.Number]]:
     """v_i - (beta/|N(i)|) sum_{j in N(i)} v_j of the demonstrations; the others as they are."""
     number, beta = case.arithmetic, case.arithmetic.number(_BETA)
-    members = [tuple(np.flatnonzero(row)) for row in sets]
-    sums = {
-        chosen: [number.sum(column[j] for j in chosen) for column in zip(*v, strict=True)]
-        for chosen in set(members)
-    }
+    distinct, which = np.unique(sets, axis=0, return_inverse=True)
+    sums = (
+        number.dots(number.vectors(distinct.astype(np.float64)), _columns(v[: case.N]))
+        if case.N
+        else []
+    )
     labels = list(v)
-    for i, chosen in enumerate(members):
-        if chosen:
-            share = beta / number.number(float(len(chosen)))
-            labels[i] = [x - share * y for x, y in zip(v[i], sums[chosen], strict=True)]
+    for i, chosen in enumerate(which.reshape(-1)):
+        share = beta / number.number(float(max(1, distinct[chosen].sum())))
+        labels[i] = [x - share * y for x, y in zip(v[i], sums[chosen], strict=True)]
     return labels
 
 
 def _selection(impl: Implementation, case: Case, lowest: Sets) -> Iterator[Comparison]:
     """r demonstrations whose scores are, but for rounding, the lowest; of equal ones the first."""
-    number, rows, r = case.arithmetic, _rows(case), _r(case)
+    number, rows, r = case.arithmetic, case.rows, _r(case)
     counts = np.stack([lowest.sum(axis=-1), lowest[:, : case.N].sum(axis=-1)], axis=-1)
     wanted = np.full(counts.shape, r)
     yield compare("N(q) has r tokens, all of them demonstrations", counts, wanted, exact("a count"))
     s = oracle.scale_of(number, case.scale, case.Q.shape[-1])
-    q, k = number.vectors(case.Q[rows]), number.vectors(case.K[: case.N])
+    q, k = number.vectors(case.Q[rows]), number.vectors(case.K)
     excess = []
-    for x, chosen in zip(q, lowest[rows, : case.N], strict=True):
-        scores = [(s * number.dot(x, y), inside) for y, inside in zip(k, chosen, strict=True)]
-        within = [score for score, inside in scores if inside]
-        beyond = [score for score, inside in scores if not inside]
+    for scores, chosen in zip(number.dots(q, k), lowest[rows], strict=True):
+        within = [s * scores[j] for j in range(case.N) if chosen[j]]
+        beyond = [s * scores[j] for j in range(case.N) if not chosen[j]]
         ordered = not (within and beyond) or float(max(within)) <= float(min(beyond))
         excess.append([number.number(0.0) if ordered else max(within) - min(beyond)])
     error = 2 * score_error(case.Q[rows], case.K, case.s, case.u).max(axis=-1, keepdims=True)
@@ -181,7 +179,7 @@ def _loss(impl: Implementation, case: Case, x: DualCase, given: Sets) -> Compari
     beta, eta_D = number.number(_BETA), number.number(_ETA) * number.number(float(D))
     terms = []
     for i, f in enumerate(phi):
-        prediction = [number.dot(row, f) for row in w]
+        prediction = number.dots([f], w)[0]
         terms.append(-number.dot(v[i], prediction) / eta_D)
         chosen = np.flatnonzero(given[i])
         share = beta / (number.number(float(max(1, len(chosen)))) * eta_D)

@@ -67,7 +67,7 @@ def _by_definition(case: Case, layer: Array, budget: Budget) -> Iterator[Compari
     for x in q:
         p = oracle.weights(number, x, k, s)
         counted = p[:N] + [kept * weight for weight in p[N:]]
-        want.append([number.dot(counted, column) for column in zip(*v, strict=True)])
+        want += number.dots([counted], [list(column) for column in zip(*v, strict=True)])
         sums.append([number.number(1.0) - alpha * number.sum(p[N:])])
     yield oracle.against(
         number, "o = sum_i p_i v_i + (1 - alpha) sum_t p_t v_t", layer[rows], want, budget[rows]
@@ -121,7 +121,7 @@ def _loss(case: Case, Phi: Array, D: float, W: Array) -> oracle.Number:
     v, phi, w = (number.vectors(a) for a in (case.V[: case.N], Phi, W))
     eta, alpha, two = (number.number(a) for a in (_ETA, _ALPHA, 2.0))
     agreement = number.sum(
-        number.dot(a, [number.dot(row, f) for row in w]) for a, f in zip(v, phi, strict=True)
+        number.dot(a, W_f) for a, W_f in zip(v, number.dots(phi, w) if v else [], strict=True)
     )
     square = number.sum(number.dot(row, row) for row in w)
     return -agreement / (eta * number.number(D)) + alpha / (two * eta) * square
