@@ -63,7 +63,8 @@ def augmented_attention(
     array([[5.]])
     """
     V, dtype = modifiable(query, key, value)
-    K, V = augmented_pairs(key, V, key_map=key_map, value_map=value_map)
+    K = as_tokens("key", key).astype(V.dtype, copy=False)
+    K, V = augmented_pairs(K, V, key_map=key_map, value_map=value_map)
     output = attention(query, K, V, scale=scale, mask=mask, causal=causal)
     return output.astype(dtype, copy=False)
 
