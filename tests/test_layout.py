@@ -19,7 +19,7 @@ from types import ModuleType
 import pytest
 
 import equivalence
-from equivalence import dual, features, losses
+from equivalence import dual, features, losses, modifications
 from equivalence.verify.claim import Claim
 from equivalence.verify.registry import STEMS, load_all
 
@@ -428,8 +428,14 @@ def defined_in(module: ModuleType) -> dict[str, object]:
 
 @pytest.mark.parametrize(
     "objects",
-    [public(equivalence), public(features), defined_in(dual), defined_in(losses)],
-    ids=["equivalence", "features", "dual", "losses"],
+    [
+        public(equivalence),
+        public(features),
+        public(modifications),
+        defined_in(dual),
+        defined_in(losses),
+    ],
+    ids=["equivalence", "features", "modifications", "dual", "losses"],
 )
 def test_what_people_call_has_an_example(objects: dict[str, object]) -> None:
     assert objects

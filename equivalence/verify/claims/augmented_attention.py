@@ -79,8 +79,12 @@ def check(impl: Implementation, case: Case) -> Iterator[Comparison]:
     prediction = _one_step(impl, pairs, x)
     yield compare("one step on augmented pairs gives the layer", prediction, layer, own + x.budget)
     yield _by_definition(case, layer, g1, g2)
+    o = impl.attention(case.Q, case.K, case.V, scale=case.scale)
+    own = attention_budget(case.Q, case.K, case.V, case.s, case.u)
+    nothing = impl.augmented_attention(case.Q, case.K, case.V, scale=case.scale)
+    yield compare("without maps it is attention", nothing, o, own + own)
     if not case.real:
-        yield from _limits(impl, case)
+        yield _linear_maps(impl, case)
 
 
 def _by_definition(case: Case, layer: Array, g1: _Perceptron, g2: _Perceptron) -> Comparison:
@@ -118,14 +122,9 @@ def _one_step(impl: Implementation, pairs: Case, x: DualCase) -> Array:
     return prediction
 
 
-def _limits(impl: Implementation, case: Case) -> Iterator[Comparison]:
-    """No map is attention; a linear key map is a map of the query, an affine value map of o."""
-    Q, K, V, u = case.Q, case.K, case.V, case.u
-    o = impl.attention(Q, K, V, scale=case.scale)
-    own = attention_budget(Q, K, V, case.s, u)
-    nothing = impl.augmented_attention(Q, K, V, scale=case.scale)
-    yield compare("without maps it is attention", nothing, o, own + own)
-
+def _linear_maps(impl: Implementation, case: Case) -> Comparison:
+    """A linear key map is a map of the query, an affine value map one of the output."""
+    Q, K, V = case.Q, case.K, case.V
     rng, d, c = case.rng("linear"), K.shape[-1], V.shape[-1]
     drawn = (rng.standard_normal(shape) for shape in ((d, d), (d,), (c + 1, c), (c + 1,)))
     B, b, A, a = (x.astype(K.dtype) for x in drawn)
@@ -133,7 +132,7 @@ def _limits(impl: Implementation, case: Case) -> Iterator[Comparison]:
     layer = impl.augmented_attention(
         Q, K, V, scale=case.scale, key_map=linear(B, b), value_map=linear(A, a)
     )
-    yield compare(
+    return compare(
         "linear maps: the layer at B^T q without maps, times A, plus a",
         layer,
         impl.attention(Q @ B, K, V, scale=case.scale) @ A.T + a,

@@ -42,8 +42,12 @@ def check(impl: Implementation, case: Case) -> Iterator[Comparison]:
     yield compare(what, step, piecewise[rows], x.both[rows])
     yield from _by_definition(case, layer, piecewise, given, lowest, x.layer)
     yield from _selection(impl, case, lowest)
+    o = impl.attention(case.Q, case.K, case.V, scale=case.scale)
+    own = attention_budget(case.Q, case.K, case.V, case.s, case.u)
+    nothing = _layer(impl, case, n_negatives=_r(case), beta=0.0)
+    yield compare("beta = 0 is attention", nothing, o, own + own)
     if not case.real:
-        yield from _limits(impl, case)
+        yield _centred(impl, case, o, own)
         yield _loss(impl, case, x.dual, given)
 
 
@@ -148,23 +152,20 @@ def _selection(impl: Implementation, case: Case, lowest: Sets) -> Iterator[Compa
     yield compare("of equal scores the first are the lowest", ties, first, exact("a choice"))
 
 
-def _limits(impl: Implementation, case: Case) -> Iterator[Comparison]:
-    o = impl.attention(case.Q, case.K, case.V, scale=case.scale)
-    own = attention_budget(case.Q, case.K, case.V, case.s, case.u)
-    nothing = _layer(impl, case, n_negatives=_r(case), beta=0.0)
-    yield compare("beta = 0 is attention", nothing, o, own + own)
+def _centred(impl: Implementation, case: Case, o: Array, own: Budget) -> Comparison:
     n = len(case.K)
     centred = modify(impl, case, abs(case.V) + abs(case.V).max(axis=0)).layer
     mean = sum_budget(case.V, n + 1, case.u, axis=0).times(1 / n)
-    yield compare(
+    layers = [
+        _layer(impl, case, n_demonstrations=n, beta=1.0, n_negatives=n),
+        _layer(impl, case, n_demonstrations=n, beta=1.0, negatives=np.ones((1, n), bool)),
+    ]
+    return compare(
         "beta = 1 with all tokens as negatives is o - vbar",
-        np.stack([
-            _layer(impl, case, n_demonstrations=n, beta=1.0, n_negatives=n),
-            _layer(impl, case, n_demonstrations=n, beta=1.0, negatives=np.ones((1, n), bool)),
-        ]),
+        np.stack(layers),
         np.stack([o - case.V.mean(axis=0)] * 2),
         centred + own + mean,
-    )  # fmt: skip
+    )
 
 
 def _loss(impl: Implementation, case: Case, x: DualCase, given: Sets) -> Comparison:
