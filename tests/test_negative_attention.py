@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from equivalence import attention, attention_weights, dual
+from equivalence.losses import info_nce_gradient
 from equivalence.modifications import lowest_score_tokens, negative_attention, negative_labels
 from equivalence.verify.budgets import attention_budget, gamma, sum_budget
 from equivalence.verify.cases import Case, make_case
@@ -167,6 +168,16 @@ def test_where_all_negatives_are_the_token_itself_beta_one_leaves_nothing() -> N
     case = make_case(4, n=5)
     layer = negative_attention(case.Q, case.K, case.V, beta=1.0, negatives=np.eye(5, dtype=bool))
     assert np.array_equal(layer, np.zeros_like(layer))
+
+
+def test_with_all_as_negatives_and_beta_one_the_loss_is_info_nce_s_at_zero() -> None:
+    rng, tau = np.random.default_rng(0), 0.3
+    V, Phi = rng.standard_normal((5, 2)), rng.random((5, 3))
+    labels = negative_labels(V, beta=1.0, negatives=np.ones((1, 5), bool))
+    size = (abs(V) + abs(V).max(axis=0)).T @ Phi / tau
+    got = dual.gradient(labels, Phi, D=1.0, learning_rate=tau)
+    want = info_nce_gradient(np.zeros((2, 3)), V, Phi, tau)
+    compare("centred labels", got, want, sum_budget(size[..., None], 32, U)).require()
 
 
 def test_query_side_tokens_keep_their_values() -> None:
