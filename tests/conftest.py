@@ -1,5 +1,10 @@
 """Hypothesis profiles for the whole suite; the gate runs the derandomised `quick` one."""
 
+import os
+
+# Before NumPy is loaded: on small problems a second BLAS thread only waits.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 from hypothesis import settings
 
 from equivalence.verify.profiles import PROFILES

@@ -103,7 +103,9 @@ def imports(source: str) -> Iterator[tuple[str, bool]]:
     yield from walk(ast.parse(source), False)
 
 
-OPTIONAL = {"hypothesis", "flint", "sympy", "pytest", "tokenizers", "torch", "jax"}
+OPTIONAL = {
+    "hypothesis", "flint", "sympy", "pytest", "threadpoolctl", "tokenizers", "torch", "jax",
+}  # fmt: skip
 STANDARD = set(sys.stdlib_module_names)
 
 

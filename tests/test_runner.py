@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import threadpoolctl
 
 from equivalence.verify import runner
 from equivalence.verify.budgets import Budget
@@ -304,6 +305,31 @@ def test_a_missing_package_is_a_rung_that_did_not_run(
     assert package in result.rungs[rung].why_not
     assert sum(r.outcome == HELD for r in result.rungs.values()) == 3
     assert Report(outcome).verdict == "HOLDS"
+
+
+def test_a_run_uses_one_blas_thread_and_gives_the_others_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def blas_threads() -> set[int]:
+        pools = threadpoolctl.threadpool_info()
+        return {pool["num_threads"] for pool in pools if pool["user_api"] == "blas"}
+
+    seen: list[set[int]] = []
+
+    def looks(impl: Implementation, case: Case) -> Iterator[Comparison]:
+        seen.append(blas_threads())
+        yield from check(impl, case)
+
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        before = blas_threads()
+        climb(replace(TINY, check=looks))
+        assert seen
+        assert set().union(*seen) == {1}
+        assert blas_threads() == before
+        seen.clear()
+        without(monkeypatch, "threadpoolctl")
+        assert climb(replace(TINY, check=looks)).claims[0].outcome == HELD
+        assert set().union(*seen) == before
 
 
 def test_a_proof_that_could_not_run_did_not_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -121,9 +122,10 @@ def run(
     outcome = Run(profile, seed, target, results)
     proofs = Proofs.start([r.claim.stem for r in results])
     try:
-        for result in results:
-            _climb(result, implementation, profile)
-        outcome.heads = _heads(implementation, results)
+        with _one_thread():
+            for result in results:
+                _climb(result, implementation, profile)
+            outcome.heads = _heads(implementation, results)
         for result in results:
             result.rungs[Rung.SYMBOLIC] = _symbolic(proofs, result)
     except KeyboardInterrupt:
@@ -131,6 +133,16 @@ def run(
     finally:
         proofs.stop()
     return outcome
+
+
+def _one_thread() -> AbstractContextManager[Any]:
+    """One BLAS thread if threadpoolctl is there: on small problems the others only wait."""
+    if importlib.util.find_spec("threadpoolctl") is None:
+        return nullcontext()
+    from threadpoolctl import threadpool_limits
+
+    limits: AbstractContextManager[Any] = threadpool_limits(1, user_api="blas")
+    return limits
 
 
 @contextmanager
