@@ -104,10 +104,12 @@ def attention_jacobians(
     Q, K, V = (x.astype(compute_dtype(dtype), copy=False) for x in (Q, K, V))
     with np.errstate(all="ignore"):
         p = attention_weights(Q, K, scale=s)
-        o = p @ V if n_k else np.full((*batch, Q.shape[-2], V.shape[-1]), np.nan, V.dtype)
+        o = p @ V
         # The derivative by the score of token j: its value's distance from the output counts.
         by_score = p[..., None] * (V[..., None, :, :] - o[..., None, :])
         by_query = np.swapaxes(by_score, -1, -2) @ K[..., None, :, :]
+        if n_k == 0:
+            by_query.fill(np.nan)
         jacobians = (V.dtype.type(s) * by_query, V.dtype.type(s) * by_score, p)
         return AttentionJacobians(*(x.astype(dtype, copy=False) for x in jacobians))
 
