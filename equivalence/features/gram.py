@@ -73,7 +73,7 @@ class GramFeatures:
         G = np.exp(_gaussian_exponent(Z, Z))
         # Each entry of G carries rounding errors of its exponent, of size u * |z|^2.
         noise = len(Z) * float(np.finfo(Z.dtype).eps) * (1 + 2 * float(_half_norms(Z).max()))
-        L, pivots, self.rank_ = _pivoted_cholesky(G, noise)
+        L, pivots, self.rank_ = pivoted_cholesky(G, noise)
         self.factor_ = L
         self.landmarks_ = Z[pivots]
         self._row_of = {point: row for row, point in enumerate(_as_bytes(self.landmarks_))}
@@ -163,7 +163,7 @@ def _gaussian_exponent(x: Array, z: Array) -> Array:
     return exponent
 
 
-def _pivoted_cholesky(G: Array, noise: float) -> tuple[Array, npt.NDArray[np.intp], int]:
+def pivoted_cholesky(G: Array, noise: float) -> tuple[Array, npt.NDArray[np.intp], int]:
     """L with L L^T = G[pivots][:, pivots] up to `noise`, the pivots, and the numerical rank."""
     from scipy.linalg import lapack
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import equivalence
-from equivalence import dual, gradients
+from equivalence import dual, gradients, kernels
 from equivalence.features import GramFeatures, PositiveFeatures
 
 
@@ -29,6 +29,8 @@ class Implementation:
     predict: Callable[..., Any] = dual.predict
     attention_jacobians: Callable[..., Any] = gradients.attention_jacobians
     dual_jacobian: Callable[..., Any] = gradients.dual_jacobian
+    kernel_attention: Callable[..., Any] = kernels.kernel_attention
+    kernel_features: Callable[..., Any] = kernels.kernel_features
     keywords: frozenset[str] = frozenset({"scale", "mask", "causal"})
     """What `attention` accepts beside query, key and value."""
 

@@ -14,6 +14,7 @@ STEMS = (
     "one_gradient_step",
     "demonstrations_as_steps",
     "attention_gradients",
+    "identity_is_bilinearity",
 )
 
 
