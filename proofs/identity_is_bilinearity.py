@@ -240,8 +240,8 @@ derivation = Derivation(
         "For any features and any values one gradient step predicts V^T (Phi phi(q)) / D: the "
         "identity is the associative law. With a factor of the Gram matrix of any positive "
         "semidefinite kernel it says that the step predicts that kernel's own smoother. Two "
-        "kernels with ratio rho_j at the keys differ by Cov_p(rho, v) / E_p rho, which vanishes for "
-        "all values only if rho is the same for every key."
+        "kernels with ratio rho_j at the keys differ by Cov_p(rho, v) / E_p rho, which vanishes "
+        "for all values only if rho is the same for every key."
     ),
     scope="every N, T, c, m, n, d",
     assumptions=(

@@ -22,6 +22,7 @@ from equivalence.verify.budgets import (
     Budget,
     attention_budget,
     dual_budget,
+    gamma,
     smoother_budget,
 )
 from equivalence.verify.cases import Case, make_case
@@ -48,6 +49,7 @@ def check(impl: Implementation, case: Case) -> Iterator[Comparison | Refutation]
             seen.budget + seen.smoother_budget,
         )
         if not case.real:
+            yield _one_map(seen)
             yield _by_definition(seen)
             seen = _see(impl, _elsewhere(case), other)
         yield from _apart(impl, seen)
@@ -76,6 +78,7 @@ class _Seen:
 
     case: Case
     other: OtherKernel
+    Phi: Array
     prediction: Array
     budget: Budget
     smoother: Array
@@ -91,6 +94,7 @@ def _see(impl: Implementation, case: Case, other: OtherKernel) -> _Seen:
     return _Seen(
         case,
         other,
+        Phi,
         _one_step(impl, case, Phi, phi_q, D),
         dual_budget(Phi, phi_q, case.V, error, u),
         impl.kernel_attention(Q, K, case.V, other.kernel),
@@ -104,6 +108,25 @@ def _one_step(impl: Implementation, case: Case, Phi: Array, phi_q: Array, D: Arr
     slope = impl.gradient(case.V[seen], Phi[seen], D, _ETA)
     prediction: Array = impl.predict(impl.gradient_step(W_0, slope, _ETA), phi_q)
     return prediction
+
+
+def _one_map(seen: _Seen) -> Comparison:
+    """phi(k_i).phi(k_j) = kappa(k_i, k_j): keys have the features that a query in their place has.
+
+    The prediction does not see this: any invertible matrix of key features would do.
+    """
+    (_, K), Phi, other, u = scaled(seen.case), seen.Phi, seen.other, seen.case.u
+    n, d = K.shape
+    G = other.kernel(K.astype(np.float64), K.astype(np.float64))
+    norms = np.sqrt(np.diagonal(G))
+    rank = 4 * n * u * (d + 8) * norms * norms[:, None]
+    bound = gamma(n + 8, u) * abs(Phi) @ abs(Phi).T + other.relative_error(K, K, u) * G + rank
+    because = (
+        "Cholesky errs by gamma_(n+1) |L||L|^T (Higham 2002, thm 10.3), the kernel by its "
+        "exponent; below the numerical rank 2n u (d+8) is left out, and as much put in its place"
+    )
+    what = f"{other.name}: phi(k_i).phi(k_j) = kappa(k_i, k_j)"
+    return compare(what, Phi @ Phi.T, G, Budget(bound, because, u))
 
 
 def _kernel_values(case: Case, other: OtherKernel, rows: npt.NDArray[np.intp]) -> list[Vector]:
@@ -188,6 +211,10 @@ def _any_values(impl: Implementation, case: Case) -> Iterator[Comparison | Refut
 
 def _always_gaussian(keys: Array, queries: Array, kernel: Kernel) -> tuple[Array, Array]:
     return kernel_features(keys, queries, gaussian_kernel)
+
+
+def _two_maps(keys: Array, queries: Array, kernel: Kernel) -> tuple[Array, Array]:
+    return np.eye(len(keys), dtype=keys.dtype), kernel(queries, keys)
 
 
 def _squared(kernel: Kernel) -> Kernel:
@@ -280,6 +307,11 @@ claim = Claim(
             "the same wrong kernel in features and smoother: the identity holds",
             kernel_features=_squared_features,
             kernel_attention=_squared_attention,
+        ),
+        _mutant(
+            "two_maps",
+            "keys are one-hot and queries kernel values: no feature map, but the identity holds",
+            kernel_features=_two_maps,
         ),
         _mutant(
             "D_of_demonstrations", "D leaves out the last token", normalizer=_sum_of_demonstrations
