@@ -73,7 +73,7 @@ class GramFeatures:
         G = np.exp(_gaussian_exponent(Z, Z))
         # Each entry of G carries rounding errors of its exponent, of size u * |z|^2.
         noise = len(Z) * float(np.finfo(Z.dtype).eps) * (1 + 2 * float(_half_norms(Z).max()))
-        L, pivots, self.rank_ = _pivoted_cholesky(G, noise)
+        L, pivots, self.rank_ = pivoted_cholesky(G, noise)
         self.factor_ = L
         self.landmarks_ = Z[pivots]
         self._row_of = {point: row for row, point in enumerate(_as_bytes(self.landmarks_))}
@@ -87,31 +87,61 @@ class GramFeatures:
 
         Raises ValueError if d is not the landmarks' dimension, or before `fit`.
         """
-        if not hasattr(self, "factor_"):
-            raise ValueError("GramFeatures has no landmarks yet; expected fit(keys) to come first")
-        X = as_tokens("x", x, dim=self.landmarks_.shape[1])
-        dtype = common_dtype(X, self.landmarks_)
-        points = X.reshape(-1, X.shape[-1]).astype(dtype, copy=False)
+        X = self._points(x)
+        points = X.reshape(-1, X.shape[-1])
         features, log_scale = self._solve(points)
         self._recall(points, features, log_scale)
         m = len(self.factor_)
         return Features(features.reshape(*X.shape[:-1], m), log_scale.reshape(X.shape[:-1]))
 
+    def jacobian(self, x: npt.ArrayLike) -> Array:
+        """dphi(x)/dx for points (..., n, d): (..., n, m, d), to be multiplied like self(x).features
+        by the exponential of self(x).log_scale.
+
+        As kappa(Z, x) has the derivative kappa(z, x) z^T by x, it is L^{-1} kappa(Z, x) Z.
+        A point whose features are NaN has a NaN derivative.
+
+        Raises ValueError as a call does.
+        """
+        X = self._points(x)
+        points = X.reshape(-1, X.shape[-1])
+        Z = self.landmarks_.astype(points.dtype, copy=False)
+        with np.errstate(all="ignore"):
+            g, _ = self._kernel(points)
+            moved = g[:, :, None] * Z
+            slopes = self._divide(np.moveaxis(moved, 1, 0).reshape(len(Z), -1))
+        jacobian = np.moveaxis(slopes.reshape(len(Z), len(points), -1), 0, 1)
+        return jacobian.reshape(*X.shape[:-1], *Z.shape)
+
+    def _points(self, x: npt.ArrayLike) -> Array:
+        if not hasattr(self, "factor_"):
+            raise ValueError("GramFeatures has no landmarks yet; expected fit(keys) to come first")
+        X = as_tokens("x", x, dim=self.landmarks_.shape[1])
+        return X.astype(common_dtype(X, self.landmarks_), copy=False)
+
     def _solve(self, x: Array) -> tuple[Array, Array]:
-        """L^{-1} g(Z, x), each row of g divided by its largest entry so that none underflows.
+        """L^{-1} g(Z, x) of each row, and its log scale."""
+        with np.errstate(all="ignore"):
+            g, largest = self._kernel(x)
+            return self._divide(g.T).T, largest
+
+    def _kernel(self, x: Array) -> tuple[Array, Array]:
+        """The rows g(Z, x), divided by their largest entries so that none underflows.
 
         The half norm of x is left out of the exponent and of the log scale, where it would cancel:
         it would drown x.z for a long x.
         """
+        exponent = x @ self.landmarks_.T - _half_norms(self.landmarks_)
+        largest = exponent.max(axis=-1)
+        return np.exp(exponent - largest[:, None]), largest
+
+    def _divide(self, columns: Array) -> Array:
+        """L^{-1} times the columns."""
         from scipy.linalg import solve_triangular
 
-        with np.errstate(all="ignore"):
-            exponent = x @ self.landmarks_.T - _half_norms(self.landmarks_)
-            largest = exponent.max(axis=-1)
-            g = np.exp(exponent - largest[:, None])
-            L = self.factor_.astype(g.dtype, copy=False)
-            features = solve_triangular(L, g.T, lower=True, check_finite=False).T
-            return features, largest
+        L = self.factor_.astype(columns.dtype, copy=False)
+        divided: Array = solve_triangular(L, columns, lower=True, check_finite=False)
+        return divided
 
     def _recall(self, x: Array, features: Array, log_scale: Array) -> None:
         """Give each landmark its own row of the factor: solving would amplify errors."""
@@ -133,7 +163,7 @@ def _gaussian_exponent(x: Array, z: Array) -> Array:
     return exponent
 
 
-def _pivoted_cholesky(G: Array, noise: float) -> tuple[Array, npt.NDArray[np.intp], int]:
+def pivoted_cholesky(G: Array, noise: float) -> tuple[Array, npt.NDArray[np.intp], int]:
     """L with L L^T = G[pivots][:, pivots] up to `noise`, the pivots, and the numerical rank."""
     from scipy.linalg import lapack
 

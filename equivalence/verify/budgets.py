@@ -117,6 +117,21 @@ def mean_error(p: Array, relative: Array, V: Array, u: float) -> Array:
     return _ratio_error(p, relative, _f64(V), V.shape[-2], u) + _underflow(V, u)
 
 
+def smoother_budget(kappa: Array, relative: Array, V: Array, u: float) -> Budget:
+    """The error of sum_j kappa_j v_j / sum_j kappa_j from kernel values with relative errors.
+
+    The kernel values (n_q, n) are positive, and none of them underflows.
+    """
+    kappa, n = _f64(kappa), kappa.shape[-1]
+    p = kappa / kappa.sum(axis=-1, keepdims=True)
+    return Budget(
+        _ratio_error(p, relative, _f64(V), n, u),
+        f"kernel values err by their exponent and exp, sums by gamma_n (Higham 2002, sec. 3.1), "
+        f"n={n}",
+        u,
+    )
+
+
 def weights_budget(Q: Array, K: Array, scale: float, u: float, bias: Array | None = None) -> Budget:
     """The error of each weight kappa_j / sum_j kappa_j."""
     n = K.shape[-2]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import equivalence
-from equivalence import ball, dual, losses, modifications, ratio
+from equivalence import ball, dual, gradients, kernels, losses, modifications, ratio
 from equivalence.features import GramFeatures, PositiveFeatures
 
 
@@ -45,6 +45,10 @@ class Implementation:
     lowest_score_tokens: Callable[..., Any] = modifications.lowest_score_tokens
     augmented_attention: Callable[..., Any] = modifications.augmented_attention
     augmented_pairs: Callable[..., Any] = modifications.augmented_pairs
+    attention_jacobians: Callable[..., Any] = gradients.attention_jacobians
+    dual_jacobian: Callable[..., Any] = gradients.dual_jacobian
+    kernel_attention: Callable[..., Any] = kernels.kernel_attention
+    kernel_features: Callable[..., Any] = kernels.kernel_features
     keywords: frozenset[str] = frozenset({"scale", "mask", "causal"})
     """What `attention` accepts beside query, key and value."""
 

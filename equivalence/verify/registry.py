@@ -21,6 +21,8 @@ STEMS = (
     "regularized_attention",
     "negative_attention",
     "augmented_attention",
+    "attention_gradients",
+    "identity_is_bilinearity",
 )
 
 
