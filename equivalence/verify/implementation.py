@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import equivalence
-from equivalence import dual
+from equivalence import dual, layers
 from equivalence.features import GramFeatures, PositiveFeatures
 
 
@@ -27,6 +27,8 @@ class Implementation:
     gradient_step: Callable[..., Any] = dual.gradient_step
     gradient_steps: Callable[..., Any] = dual.gradient_steps
     predict: Callable[..., Any] = dual.predict
+    feed_forward: Callable[..., Any] = layers.feed_forward
+    feed_forward_dual: Callable[..., Any] = layers.feed_forward_dual
     keywords: frozenset[str] = frozenset({"scale", "mask", "causal"})
     """What `attention` accepts beside query, key and value."""
 
