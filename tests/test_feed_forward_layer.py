@@ -204,11 +204,12 @@ def test_the_dtype_stays(activation: str) -> None:
 
 @each_activation
 def test_float16_is_computed_in_float32(activation: str) -> None:
-    """The unit holds 90000, beyond the 65504 of float16; the output does not."""
-    x, W_1, b_1, W_2, b_2 = (np.array(a, "float16") for a in ([[300]], [[300]], [0], [[0.5]], [0]))
-    assert feed_forward(x, W_1, b_1, W_2, b_2, activation=activation) == 45000
-    _, b_F = feed_forward_dual(x, W_1, W_1[0], W_2 * 600, b_2 - 45000, activation=activation)
-    assert b_F == 45000
+    """A sum of 131072 or 98304 on the way is beyond the 65504 of float16; the results are not."""
+    x, W_1, zero = (np.array(a, "float16") for a in ([[256]], [[512]], [0]))
+    quarter, factor, offset = (np.array(a, "float16") for a in ([[0.25]], [[192]], [-49152]))
+    assert feed_forward(x, W_1, zero, quarter, zero, activation=activation) == 32768
+    _, b_F = feed_forward_dual(x, W_1, W_1[0], factor, offset, activation=activation)
+    assert b_F == 49152
 
 
 def test_no_token_and_no_unit_are_answered() -> None:
