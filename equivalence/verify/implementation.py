@@ -29,6 +29,10 @@ class Implementation:
     predict: Callable[..., Any] = dual.predict
     feed_forward: Callable[..., Any] = layers.feed_forward
     feed_forward_dual: Callable[..., Any] = layers.feed_forward_dual
+    multi_head_attention: Callable[..., Any] = layers.multi_head_attention
+    joint_labels: Callable[..., Any] = layers.joint_labels
+    joint_key_features: Callable[..., Any] = layers.joint_key_features
+    joint_query_features: Callable[..., Any] = layers.joint_query_features
     keywords: frozenset[str] = frozenset({"scale", "mask", "causal"})
     """What `attention` accepts beside query, key and value."""
 

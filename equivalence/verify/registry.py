@@ -14,6 +14,7 @@ STEMS = (
     "one_gradient_step",
     "demonstrations_as_steps",
     "feed_forward_layer",
+    "multi_head_attention",
 )
 
 
