@@ -19,7 +19,17 @@ from types import ModuleType
 import pytest
 
 import equivalence
-from equivalence import dual, features, losses, modifications
+from equivalence import (
+    ball,
+    dual,
+    features,
+    gradients,
+    kernels,
+    layers,
+    losses,
+    modifications,
+    ratio,
+)
 from equivalence.verify.claim import Claim
 from equivalence.verify.registry import STEMS, load_all
 
@@ -431,13 +441,13 @@ def defined_in(module: ModuleType) -> dict[str, object]:
 @pytest.mark.parametrize(
     "objects",
     [
-        public(equivalence),
-        public(features),
-        public(modifications),
-        defined_in(dual),
-        defined_in(losses),
+        *map(public, (equivalence, features, layers, modifications)),
+        *map(defined_in, (ball, dual, gradients, kernels, losses, ratio)),
     ],
-    ids=["equivalence", "features", "modifications", "dual", "losses"],
+    ids=[
+        *("equivalence", "features", "layers", "modifications"),
+        *("ball", "dual", "gradients", "kernels", "losses", "ratio"),
+    ],
 )
 def test_what_people_call_has_an_example(objects: dict[str, object]) -> None:
     assert objects

@@ -27,12 +27,18 @@ class Case:
     N: int
     scale: float | None = None
     arithmetic: Arithmetic = FLOATS
-    real: bool = False
+    place: tuple[int, int] | None = None
+    """Layer and head of a real one."""
 
     def __post_init__(self) -> None:
         # A target that wrote into its inputs would change the question to fit its answer.
         for array in (self.Q, self.K, self.V):
             array.setflags(write=False)
+
+    @property
+    def real(self) -> bool:
+        """Whether this is a real head."""
+        return self.place is not None
 
     @property
     def s(self) -> float:
@@ -106,14 +112,16 @@ def generated_cases(seed: int, repeats: int, arithmetic: Arithmetic = FLOATS) ->
 
 
 def head_cases(seed: int, arithmetic: Arithmetic) -> Iterator[Case]:
-    """Every head of the shipped sample, in float64; the last token is the query's own."""
-    heads = load_heads()
-    layers, per_layer, n, _ = heads.query.shape
+    """Every head of the shipped sample, layer after layer."""
+    layers, per_layer = load_heads().query.shape[:2]
     for layer in range(layers):
         for head in range(per_layer):
-            Q, K, V = (
-                np.asarray(x[layer, head], np.float64)
-                for x in (heads.query, heads.key, heads.value)
-            )
-            label = f"layer={layer} head={head} n={n} of {heads.model}"
-            yield Case(label, seed, Q, K, V, n - 1, arithmetic=arithmetic, real=True)
+            yield head_case(seed, layer, head, arithmetic)
+
+
+def head_case(seed: int, layer: int, head: int, arithmetic: Arithmetic = FLOATS) -> Case:
+    """One head of the shipped sample, in float64; the last token is the query's own."""
+    heads = load_heads()
+    Q, K, V = (np.asarray(x, np.float64) for x in heads.head(layer, head))
+    label = f"layer={layer} head={head} n={len(K)} of {heads.model}"
+    return Case(label, seed, Q, K, V, len(K) - 1, arithmetic=arithmetic, place=(layer, head))

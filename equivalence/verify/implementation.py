@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import equivalence
-from equivalence import ball, dual, gradients, kernels, losses, modifications, ratio
+from equivalence import ball, dual, gradients, kernels, layers, losses, modifications, ratio
 from equivalence.features import GramFeatures, PositiveFeatures
 
 
@@ -49,6 +49,12 @@ class Implementation:
     dual_jacobian: Callable[..., Any] = gradients.dual_jacobian
     kernel_attention: Callable[..., Any] = kernels.kernel_attention
     kernel_features: Callable[..., Any] = kernels.kernel_features
+    feed_forward: Callable[..., Any] = layers.feed_forward
+    feed_forward_dual: Callable[..., Any] = layers.feed_forward_dual
+    multi_head_attention: Callable[..., Any] = layers.multi_head_attention
+    joint_labels: Callable[..., Any] = layers.joint_labels
+    joint_key_features: Callable[..., Any] = layers.joint_key_features
+    joint_query_features: Callable[..., Any] = layers.joint_query_features
     keywords: frozenset[str] = frozenset({"scale", "mask", "causal"})
     """What `attention` accepts beside query, key and value."""
 

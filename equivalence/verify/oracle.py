@@ -25,7 +25,7 @@ Vector = Sequence[Number]
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How to make, add and exponentiate numbers, and how far a float is from one of them.
+    """How to make, add and transform numbers, and how far a float is from one of them.
 
     `dots` are the products x.y of each x in X with each y in Y: in balls one matrix product, which
     is several times faster than as many sums.
@@ -35,6 +35,7 @@ class Arithmetic:
     number: Callable[[float], Number]
     exp: Callable[[Number], Number]
     log: Callable[[Number], Number]
+    erf: Callable[[Number], Number]
     sqrt: Callable[[Number], Number]
     sum: Callable[[Iterable[Number]], Number]
     dots: Callable[[Sequence[Vector], Sequence[Vector]], list[list[Number]]]
@@ -59,6 +60,7 @@ FLOATS = Arithmetic(
     number=float,
     exp=math.exp,
     log=math.log,
+    erf=math.erf,
     sqrt=math.sqrt,
     sum=math.fsum,
     dots=_float_dots,
@@ -94,6 +96,7 @@ def balls() -> Arithmetic:
         number=arb,
         exp=arb.exp,
         log=arb.log,
+        erf=arb.erf,
         sqrt=arb.sqrt,
         sum=lambda terms: sum(terms, arb(0)),
         dots=dots,
@@ -132,6 +135,35 @@ def attention(
     """o = sum_j p_j v_j."""
     p = weights(number, q, K, scale, bias)
     return [number.dot(p, column) for column in zip(*V, strict=True)]
+
+
+def slope(number: Arithmetic, z: Number, activation: str) -> Number:
+    """sigma(z)/z by the formula that has no 0/0: the step, the normal law, or the logistic."""
+    zero, one, two = (number.number(x) for x in (0.0, 1.0, 2.0))
+    if activation == "relu":
+        return one if z > zero else zero
+    if activation == "gelu":
+        return (one + number.erf(z / number.sqrt(two))) / two
+    return one / (one + number.exp(-z))
+
+
+def affine(number: Arithmetic, W: Sequence[Vector], x: Vector, b: Vector) -> list[Number]:
+    """W x + b."""
+    return [number.dot(row, x) + offset for row, offset in zip(W, b, strict=True)]
+
+
+def feed_forward(
+    number: Arithmetic,
+    x: Vector,
+    W_1: Sequence[Vector],
+    b_1: Vector,
+    W_2: Sequence[Vector],
+    b_2: Vector,
+    activation: str,
+) -> list[Number]:
+    """W_2 sigma(W_1 x + b_1) + b_2."""
+    z = affine(number, W_1, x, b_1)
+    return affine(number, W_2, [slope(number, unit, activation) * unit for unit in z], b_2)
 
 
 def against(

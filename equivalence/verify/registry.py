@@ -23,6 +23,8 @@ STEMS = (
     "augmented_attention",
     "attention_gradients",
     "identity_is_bilinearity",
+    "feed_forward_layer",
+    "multi_head_attention",
 )
 
 

@@ -1,0 +1,18 @@
+"""The layers around softmax attention, and their duals."""
+
+from equivalence.layers.feed_forward import feed_forward, feed_forward_dual
+from equivalence.layers.heads import (
+    joint_key_features,
+    joint_labels,
+    joint_query_features,
+    multi_head_attention,
+)
+
+__all__ = [
+    "feed_forward",
+    "feed_forward_dual",
+    "joint_key_features",
+    "joint_labels",
+    "joint_query_features",
+    "multi_head_attention",
+]
