@@ -9,6 +9,7 @@ from typing import Any
 import equivalence
 from equivalence import dual
 from equivalence.features import GramFeatures, PositiveFeatures
+from equivalence.layers import stack, stack_duals
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Implementation:
     gradient_step: Callable[..., Any] = dual.gradient_step
     gradient_steps: Callable[..., Any] = dual.gradient_steps
     predict: Callable[..., Any] = dual.predict
+    stack: Callable[..., Any] = stack
+    stack_duals: Callable[..., Any] = stack_duals
     keywords: frozenset[str] = frozenset({"scale", "mask", "causal"})
     """What `attention` accepts beside query, key and value."""
 
