@@ -61,6 +61,22 @@ def as_points(name: str, value: npt.ArrayLike) -> Array:
     return array
 
 
+def as_shaped(name: str, value: npt.ArrayLike, *shape: int | str) -> Array:
+    """Return `value` as an array (..., *shape), where a word is a size that may be any.
+
+    Raises ValueError for other last axes, naming the argument and, by its words, what they mean.
+    """
+    array = as_real(name, value)
+    last = array.shape[-len(shape) :]
+    if len(last) < len(shape) or any(
+        size != want and not isinstance(want, str) for size, want in zip(last, shape, strict=True)
+    ):
+        raise ValueError(
+            f"{name} has shape {array.shape}; expected (..., {', '.join(map(str, shape))})"
+        )
+    return array
+
+
 def broadcast_axes(name: str, axes: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
     """The leading axes that both arguments have together; `other` are those of the one named."""
     try:

@@ -32,6 +32,7 @@ from equivalence._arrays import (
     as_positive,
     as_positive_scale,
     as_real,
+    as_shaped,
     as_tokens,
     broadcast_axes,
     compute_dtype,
@@ -331,11 +332,7 @@ def _pairs(values: npt.ArrayLike, features: npt.ArrayLike) -> tuple[Array, Array
 
 def _matrices(name: str, value: npt.ArrayLike, *shape: int) -> Array:
     """Matrices (..., c, m), of the given shape if there is one."""
-    W = as_real(name, value)
-    if W.ndim < 2 or W.shape[-2:] != (shape or W.shape[-2:]):
-        c, m = shape or ("n_outputs", "n_features")
-        raise ValueError(f"{name} has shape {W.shape}; expected (..., {c}, {m})")
-    return _computable(W)
+    return _computable(as_shaped(name, value, *(shape or ("n_outputs", "n_features"))))
 
 
 def _correlation(values: npt.ArrayLike, features: npt.ArrayLike) -> Array:

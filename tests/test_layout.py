@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import equivalence
-from equivalence import dual, features
+from equivalence import dual, features, layers
 from equivalence.verify.claim import Claim
 from equivalence.verify.registry import STEMS, load_all
 
@@ -426,8 +426,8 @@ DUAL = {
 
 @pytest.mark.parametrize(
     "objects",
-    [public(equivalence), public(features), DUAL],
-    ids=["equivalence", "features", "dual"],
+    [public(equivalence), public(features), public(layers), DUAL],
+    ids=["equivalence", "features", "layers", "dual"],
 )
 def test_what_people_call_has_an_example(objects: dict[str, object]) -> None:
     assert objects

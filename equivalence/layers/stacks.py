@@ -173,6 +173,13 @@ class LayerDual:
         pairs 0..t. The last token trained on gives W_0, those before it the gradient step.
     output : array (n, m_out)
         The states that the layer gives: predictions, and the residual.
+
+    Examples
+    --------
+    >>> one = np.eye(1)
+    >>> (dual,) = stack_duals([[1.0], [3.0]], [AttentionLayer(0 * one, one, 5 * one)])
+    >>> dual.keys[:, 0], dual.values[:, 0], dual.output[:, 0]
+    (array([1., 3.]), array([ 5., 15.]), array([11., 13.]))
     """
 
     keys: Array

@@ -2,7 +2,8 @@
 
 All bounds are forward error bounds in the standard model fl(a op b) = (a op b)(1 + delta),
 |delta| <= u (Higham 2002, ch. 2-3), elementwise and aware of magnitudes. They are themselves
-evaluated in float64, and rounded up for that. `np.exp` is assumed good to 4 ulp.
+evaluated in float64, and rounded up for that. `np.exp` is assumed good to 4 ulp, the slopes of gelu
+and silu, which lie between 0 and 1, to 8 u.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from equivalence._arrays import Array
 
 _ROUND_UP = 1 + 2.0**-20
 _EXP_ULPS = 4
+# Of the slopes Phi(z) and 1/(1 + exp(-z)), which lie between 0 and 1; that of relu is exact.
+_SLOPE_ULPS = {"relu": 0, "gelu": 8, "silu": 8}
+# max |sigma'|: gelu's is 1.1290 at z = sqrt(2), silu's 1.0998 at z = 2.3994.
+_STEEPEST = {"relu": 1.0, "gelu": 1.13, "silu": 1.1}
 
 
 @dataclass(frozen=True)
@@ -196,6 +201,55 @@ def sum_budget(terms: Array, n: int, u: float, axis: int | tuple[int, ...] = -1)
     return Budget(
         _ROUND_UP * gamma(n, u) * magnitude,
         f"gamma_{n} times the terms' magnitudes (Higham 2002, sec. 3.1)",
+        u,
+    )
+
+
+def slope_error(activation: str, u: float) -> float:
+    """|computed - exact| of a unit's slope sigma(z)/z at the z that was computed.
+
+    >>> slope_error("relu", 2.0**-53)
+    0.0
+    """
+    return _SLOPE_ULPS[activation] * u
+
+
+def feed_forward_budget(
+    size: Array, error: Array, layer: tuple[Array, ...], activation: str, u: float
+) -> Budget:
+    """The error of W_2 sigma(W_1 x + b_1) + b_2 at x with |x| <= size, known up to error.
+
+    As slopes lie between 0 and 1, |sigma(z)| <= |z|.
+    """
+    W_1, b_1, W_2, b_2 = (abs(_f64(array)) for array in layer)
+    h, c = W_1.shape
+    z = (_f64(size) + error) @ W_1.T + b_1
+    z_error = error @ W_1.T + gamma(c + 2, u) * z
+    sigma_error = _STEEPEST[activation] * z_error + (slope_error(activation, u) + u) * z
+    return Budget(
+        _ROUND_UP * (sigma_error @ W_2.T + gamma(h + 2, u) * (z @ W_2.T + b_2)),
+        f"z errs by gamma_(c+2) and by its token, sigma by max |sigma'| times that and "
+        f"{_SLOPE_ULPS[activation]} u, the sum by gamma_(h+2) (Higham 2002, sec. 3.1), h={h}",
+        u,
+    )
+
+
+def feed_forward_dual_budget(
+    size: Array, error: Array, layer: tuple[Array, ...], activation: str, u: float
+) -> Budget:
+    """The error of W_F o + b_F, for slopes taken at a computed x and any o, both as far as `error`.
+
+    At a z off by e the slope g, the exact sigma(z)/z of another z, is right to (1 + max |sigma'|) e
+    where it meets the exact z: a unit of relu that has flipped has |z| <= e.
+    """
+    W_1, b_1, W_2, b_2 = (abs(_f64(array)) for array in layer)
+    h, c = W_1.shape
+    z = (_f64(size) + error) @ W_1.T + b_1
+    z_error = error @ W_1.T + gamma(c + 2, u) * z
+    moved = (1 + _STEEPEST[activation]) * z_error + slope_error(activation, u) * z
+    return Budget(
+        _ROUND_UP * (moved @ W_2.T + gamma(h + c + 4, u) * (z @ W_2.T + b_2)),
+        f"the slopes by (1 + max |sigma'|) times the error of z, the labels by gamma_(h+c), h={h}",
         u,
     )
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import equivalence
-from equivalence import dual
+from equivalence import dual, layers
 from equivalence.features import GramFeatures, PositiveFeatures
-from equivalence.layers import stack, stack_duals
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,10 @@ class Implementation:
     gradient_step: Callable[..., Any] = dual.gradient_step
     gradient_steps: Callable[..., Any] = dual.gradient_steps
     predict: Callable[..., Any] = dual.predict
-    stack: Callable[..., Any] = stack
-    stack_duals: Callable[..., Any] = stack_duals
+    feed_forward: Callable[..., Any] = layers.feed_forward
+    feed_forward_dual: Callable[..., Any] = layers.feed_forward_dual
+    stack: Callable[..., Any] = layers.stack
+    stack_duals: Callable[..., Any] = layers.stack_duals
     keywords: frozenset[str] = frozenset({"scale", "mask", "causal"})
     """What `attention` accepts beside query, key and value."""
 

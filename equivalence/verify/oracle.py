@@ -25,11 +25,12 @@ Vector = Sequence[Number]
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How to make, add and exponentiate numbers, and how far a float is from one of them."""
+    """How to make, add and transform numbers, and how far a float is from one of them."""
 
     name: str
     number: Callable[[float], Number]
     exp: Callable[[Number], Number]
+    erf: Callable[[Number], Number]
     sqrt: Callable[[Number], Number]
     sum: Callable[[Iterable[Number]], Number]
     distance: Callable[[float, Number], float]
@@ -48,6 +49,7 @@ FLOATS = Arithmetic(
     name="fsum",
     number=float,
     exp=math.exp,
+    erf=math.erf,
     sqrt=math.sqrt,
     sum=math.fsum,
     distance=lambda got, want: abs(got - want),
@@ -77,6 +79,7 @@ def balls() -> Arithmetic:
         name="arb",
         number=arb,
         exp=arb.exp,
+        erf=arb.erf,
         sqrt=arb.sqrt,
         sum=lambda terms: sum(terms, arb(0)),
         distance=distance,
@@ -114,6 +117,35 @@ def attention(
     """o = sum_j p_j v_j."""
     p = weights(number, q, K, scale, bias)
     return [number.dot(p, column) for column in zip(*V, strict=True)]
+
+
+def slope(number: Arithmetic, z: Number, activation: str) -> Number:
+    """sigma(z)/z by the formula that has no 0/0: the step, the normal law, or the logistic."""
+    zero, one, two = (number.number(x) for x in (0.0, 1.0, 2.0))
+    if activation == "relu":
+        return one if z > zero else zero
+    if activation == "gelu":
+        return (one + number.erf(z / number.sqrt(two))) / two
+    return one / (one + number.exp(-z))
+
+
+def affine(number: Arithmetic, W: Sequence[Vector], x: Vector, b: Vector) -> list[Number]:
+    """W x + b."""
+    return [number.dot(row, x) + offset for row, offset in zip(W, b, strict=True)]
+
+
+def feed_forward(
+    number: Arithmetic,
+    x: Vector,
+    W_1: Sequence[Vector],
+    b_1: Vector,
+    W_2: Sequence[Vector],
+    b_2: Vector,
+    activation: str,
+) -> list[Number]:
+    """W_2 sigma(W_1 x + b_1) + b_2."""
+    z = affine(number, W_1, x, b_1)
+    return affine(number, W_2, [slope(number, unit, activation) * unit for unit in z], b_2)
 
 
 def against(
