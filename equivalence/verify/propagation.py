@@ -124,23 +124,24 @@ def layer_dual(
     return K, V, (total(x, o, u) if layer.residual else o).seen(dual.output)
 
 
+def regressor_error(model: OneStepRegressor, part: Case) -> Array:
+    """What a regressor fitted to the keys and values of a case may err by at its queries."""
+    Q, K = scaled(part)
+    Phi, phi_q = on_one_scale(model.feature_map_(K)), model.feature_map_(Q).features
+    return dual_budget(Phi, phi_q, part.V, exponent_error(part, part.u), part.u).bound
+
+
 def _own_error(layer: AttentionLayer, dual: LayerDual) -> Array:
     """What each model may err by, given its training pairs and its queries."""
     Q, K, V = dual.queries, dual.keys, dual.values
     if len(dual.models) == 1:
-        return _model_error(dual.models[0], Case("", 0, Q, K, V, 0, layer.scale))
+        return regressor_error(dual.models[0], Case("", 0, Q, K, V, 0, layer.scale))
     parts = [
         Case("", 0, Q[t : t + 1], K[: t + 1], V[: t + 1], 0, layer.scale) for t in range(len(Q))
     ]
     return np.concatenate(
-        [_model_error(model, part) for model, part in zip(dual.models, parts, strict=True)]
+        [regressor_error(model, part) for model, part in zip(dual.models, parts, strict=True)]
     )
-
-
-def _model_error(model: OneStepRegressor, part: Case) -> Array:
-    Q, K = scaled(part)
-    Phi, phi_q = on_one_scale(model.feature_map_(K)), model.feature_map_(Q).features
-    return dual_budget(Phi, phi_q, part.V, exponent_error(part, part.u), part.u).bound
 
 
 def _weights(Q: Near, K: Near, scale: float, bias: Array | None) -> Array:
