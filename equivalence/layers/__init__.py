@@ -7,12 +7,18 @@ from equivalence.layers.heads import (
     joint_query_features,
     multi_head_attention,
 )
+from equivalence.layers.stacks import AttentionLayer, LayerDual, LayerNorm, stack, stack_duals
 
 __all__ = [
+    "AttentionLayer",
+    "LayerDual",
+    "LayerNorm",
     "feed_forward",
     "feed_forward_dual",
     "joint_key_features",
     "joint_labels",
     "joint_query_features",
     "multi_head_attention",
+    "stack",
+    "stack_duals",
 ]

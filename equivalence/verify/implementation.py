@@ -55,6 +55,8 @@ class Implementation:
     joint_labels: Callable[..., Any] = layers.joint_labels
     joint_key_features: Callable[..., Any] = layers.joint_key_features
     joint_query_features: Callable[..., Any] = layers.joint_query_features
+    stack: Callable[..., Any] = layers.stack
+    stack_duals: Callable[..., Any] = layers.stack_duals
     keywords: frozenset[str] = frozenset({"scale", "mask", "causal"})
     """What `attention` accepts beside query, key and value."""
 
