@@ -32,6 +32,16 @@ def claims_table() -> str:
     return "\n".join(lines)
 
 
+def caveats_table() -> str:
+    """What is told of a caveat, and what holds in its place."""
+    lines = ["| as told | what holds | claim |", "|---|---|---|"]
+    for claim in load_all():
+        if claim.tempting:
+            told, holds = (text.replace("|", "\\|") for text in (claim.tempting, claim.statement))
+            lines.append(f"| {told} | {holds} | `{claim.stem}` |")
+    return "\n".join(lines)
+
+
 def section(text: str, name: str) -> str:
     """What stands between the markers of a section."""
     match = re.search(rf"<!-- begin {name} -->\n(.*?)<!-- end {name} -->", text, re.DOTALL)
@@ -49,4 +59,5 @@ def replaced(text: str, name: str, content: str) -> str:
 if __name__ == "__main__":
     text = README.read_text(encoding="utf-8")
     text = replaced(text, "check", check_output())
-    README.write_text(replaced(text, "claims", claims_table()), encoding="utf-8")
+    text = replaced(text, "claims", claims_table())
+    README.write_text(replaced(text, "caveats", caveats_table()), encoding="utf-8")

@@ -38,6 +38,10 @@ def test_the_table_of_claims_is_that_of_the_registry() -> None:
     assert make_readme.section(README, "claims").strip() == make_readme.claims_table()
 
 
+def test_the_table_of_caveats_is_that_of_the_registry() -> None:
+    assert make_readme.section(README, "caveats").strip() == make_readme.caveats_table()
+
+
 def test_a_stale_section_would_be_noticed() -> None:
     stale = make_readme.replaced(README, "claims", "| nothing |")
     assert make_readme.section(stale, "claims").strip() != make_readme.claims_table()
