@@ -37,7 +37,7 @@ from equivalence._arrays import (
     broadcast_axes,
     compute_dtype,
 )
-from equivalence.features.base import FeatureMap, Features
+from equivalence.features.base import FeatureMap, Features, range_of
 from equivalence.features.gram import GramFeatures
 
 
@@ -356,14 +356,6 @@ def _quotient(total: Array, D: npt.ArrayLike, learning_rate: float = 1.0) -> Arr
 
 def _on_one_scale(features: Features) -> tuple[Array, Array]:
     """The features of all keys times exp(-c), and c: their largest log scale."""
-    log_scale = features.log_scale
-    carried = -math.log(np.finfo(log_scale.dtype).tiny)
+    _, largest = range_of(features.log_scale)
     with np.errstate(all="ignore"):
-        largest = log_scale.max(axis=-1)
-        spread = largest - log_scale.min(axis=-1)
-        if (spread > carried).any():
-            raise ValueError(
-                f"keys have log scales that differ by {np.nanmax(spread):.0f}; expected at most "
-                f"{carried:.0f}, what {log_scale.dtype} carries"
-            )
-        return Features(features.features, log_scale - largest[..., None]).phi(), largest
+        return Features(features.features, features.log_scale - largest[..., None]).phi(), largest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -34,6 +35,32 @@ class Features(NamedTuple):
         with np.errstate(all="ignore"):
             phi: Array = self.features * np.exp(self.log_scale)[..., None]
         return phi
+
+
+def range_of(log_scale: Array) -> tuple[Array, Array]:
+    """The least and the largest finite log scale (...) of rows (..., n).
+
+    A row whose scale is not finite is not counted: a scale of -inf is a feature of zero, and NaN
+    or inf shall spoil their own row only. Without rows they are inf and -inf.
+
+    Raises ValueError if they differ by more than one scale for all rows can carry.
+    """
+    counted = np.isfinite(log_scale)
+    least: Array = log_scale.min(axis=-1, initial=np.inf, where=counted)
+    largest: Array = log_scale.max(axis=-1, initial=-np.inf, where=counted)
+    require_one_scale(least, largest)
+    return least, largest
+
+
+def require_one_scale(least: Array, largest: Array) -> None:
+    """Raise ValueError if features of these log scales lose the least beside the largest."""
+    carried = -math.log(np.finfo(largest.dtype).tiny)
+    spread = largest - least
+    if (spread > carried).any():
+        raise ValueError(
+            f"keys have log scales that differ by {spread.max():.0f}; expected at most "
+            f"{carried:.0f}, what {largest.dtype} carries"
+        )
 
 
 class FeatureMap(Protocol):

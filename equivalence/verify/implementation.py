@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import equivalence
-from equivalence import ball, dual, gradients, kernels, layers, losses, modifications, ratio
+from equivalence import ball, dual, gradients, kernels, layers, losses, modifications, ratio, streaming
 from equivalence.features import GramFeatures, PositiveFeatures
 
 
@@ -55,6 +55,8 @@ class Implementation:
     joint_labels: Callable[..., Any] = layers.joint_labels
     joint_key_features: Callable[..., Any] = layers.joint_key_features
     joint_query_features: Callable[..., Any] = layers.joint_query_features
+    AttentionState: Any = streaming.AttentionState
+    causal_attention_by_chunks: Callable[..., Any] = streaming.causal_attention_by_chunks
     keywords: frozenset[str] = frozenset({"scale", "mask", "causal"})
     """What `attention` accepts beside query, key and value."""
 

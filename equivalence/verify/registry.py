@@ -25,6 +25,7 @@ STEMS = (
     "identity_is_bilinearity",
     "feed_forward_layer",
     "multi_head_attention",
+    "causal_streaming",
 )
 
 
