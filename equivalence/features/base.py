@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from equivalence._arrays import Array
+from equivalence._arrays import Array, as_real, broadcast_axes
 
 
 class Features(NamedTuple):
@@ -35,6 +35,32 @@ class Features(NamedTuple):
         with np.errstate(all="ignore"):
             phi: Array = self.features * np.exp(self.log_scale)[..., None]
         return phi
+
+
+def biased(features: Features, bias: npt.ArrayLike) -> Features:
+    """The features times e^bias, as a bias of the scores multiplies a token's kernel by it.
+
+    Features (..., n, m) and a bias (..., n) of one query; leading axes broadcast, so that a bias
+    (n_q, n) gives the features of n_q queries. -inf takes a token out. In the dtype of the
+    features, that is, the bias is a shift of the log scale.
+
+    Raises ValueError for a bias that does not fit, TypeError for one that is not real.
+
+    Examples
+    --------
+    >>> ones = Features(np.ones((2, 1)), np.zeros(2))
+    >>> biased(ones, np.log([3.0, 5.0])).phi()
+    array([[3.],
+           [5.]])
+    """
+    b = as_real("bias", bias)
+    n, m = features.features.shape[-2:]
+    if b.shape[-1:] != (n,):
+        raise ValueError(f"bias has shape {b.shape}; expected (..., {n}), one for each token")
+    batch = broadcast_axes("bias", features.features.shape[:-2], b.shape[:-1])
+    with np.errstate(all="ignore"):
+        log_scale = features.log_scale + b.astype(features.log_scale.dtype)
+    return Features(np.broadcast_to(features.features, (*batch, n, m)), log_scale)
 
 
 def range_of(log_scale: Array) -> tuple[Array, Array]:

@@ -7,6 +7,7 @@ from equivalence.layers.heads import (
     joint_query_features,
     multi_head_attention,
 )
+from equivalence.layers.positions import rotary, rotary_attention
 
 __all__ = [
     "feed_forward",
@@ -15,4 +16,6 @@ __all__ = [
     "joint_labels",
     "joint_query_features",
     "multi_head_attention",
+    "rotary",
+    "rotary_attention",
 ]

@@ -57,6 +57,8 @@ class Implementation:
     joint_query_features: Callable[..., Any] = layers.joint_query_features
     AttentionState: Any = streaming.AttentionState
     causal_attention_by_chunks: Callable[..., Any] = streaming.causal_attention_by_chunks
+    rotary: Callable[..., Any] = layers.rotary
+    rotary_attention: Callable[..., Any] = layers.rotary_attention
     keywords: frozenset[str] = frozenset({"scale", "mask", "causal"})
     """What `attention` accepts beside query, key and value."""
 

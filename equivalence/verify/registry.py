@@ -26,6 +26,7 @@ STEMS = (
     "feed_forward_layer",
     "multi_head_attention",
     "causal_streaming",
+    "positions",
 )
 
 
