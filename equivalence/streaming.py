@@ -251,7 +251,6 @@ def causal_attention_by_chunks(
         )
     if as_integer("chunk_size", chunk_size) < 1:
         raise ValueError(f"chunk_size is {chunk_size}; expected at least 1")
-    V = V.astype(compute_dtype(V.dtype), copy=False)
     batch = broadcast_axes("query_features", keys.features.shape[:-2], phi_q.shape[:-2])
     broadcast_axes("values", batch, V.shape[:-2])
     before = AttentionState.empty(V.shape[-1], m, dtype=keys.features.dtype)

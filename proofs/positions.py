@@ -192,13 +192,6 @@ def refuse_variants(proof: Proof) -> None:
         because="a shift of one of the two does not cancel",
     )
     proof.refuse(
-        "a key before the query scores like one after it",
-        turned_score,
-        Substitute({p: r, r: p}),
-        relative_score,
-        because="the sine is odd: the sign of the difference counts",
-    )
-    proof.refuse(
         "the bias is not in D",
         one.T * B * Phi * phi_q,
         MultiplyBlocks(),

@@ -198,15 +198,15 @@ def test_default_positions_count_from_zero_and_batches_broadcast() -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int64"])
 def test_the_dtype_is_the_argument_s_and_angles_are_not_rounded_to_it(dtype: str) -> None:
-    """At position 100 000 an angle in float32 would err by 0.004."""
+    """At position 2^24 + 1 float32 would lose one position."""
     x = np.array([[3, 4, 1, 2]], dtype)
-    p = [100_000]
+    p = [2**24 + 1]
     turned = rotary(x, p)
     wide = rotary(x.astype(np.float64), p)
     assert turned.dtype == (np.float64 if dtype == "int64" else x.dtype)
     u = float(np.finfo(turned.dtype).eps) / 2
     terms = np.array([[7.0, 7, 3, 3]])[..., None]
-    budget = sum_budget(terms, 4, u) + sum_budget(terms, 12 * 100_000, U)
+    budget = sum_budget(terms, 4, u) + sum_budget(terms, 12 * 2**24, U)
     assert compare("one angle for all dtypes", turned, wide, budget).share <= 1
     o = rotary_attention(x, x, np.ones((1, 1), dtype))
     assert (o.dtype, o.tolist()) == (turned.dtype, [[1.0]])
@@ -214,10 +214,18 @@ def test_the_dtype_is_the_argument_s_and_angles_are_not_rounded_to_it(dtype: str
 
 def test_rotary_attention_takes_the_mask_and_the_scale_of_attention() -> None:
     case = make_case(4, n_q=5, n=5, d=4)
-    mask = np.tri(5, k=1, dtype=bool)
-    o = rotary_attention(case.Q, case.K, case.V, scale=0.3, mask=mask, causal=True)
-    want = attention(rotary(case.Q), rotary(case.K), case.V, scale=0.3, causal=True)
+    options = {"scale": 0.3, "mask": np.arange(5) != 1, "causal": True}
+    o = rotary_attention(case.Q[1:], case.K, case.V, query_positions=np.arange(1, 5), **options)
+    want = attention(rotary(case.Q)[1:], rotary(case.K), case.V, **options)
     np.testing.assert_array_equal(o, want)
+
+
+def test_a_bias_does_not_widen_the_dtype() -> None:
+    case = make_case(0, dtype="float32")
+    model = OneStepRegressor().fit(case.K, case.V, bias=np.zeros(5, np.float64))
+    assert model.coef_.dtype == model.log_scale_.dtype == np.float32
+    plain = OneStepRegressor().fit(case.K, case.V)
+    np.testing.assert_array_equal(model.coef_, plain.coef_)
 
 
 def test_what_is_not_finite_stays_with_its_token() -> None:
