@@ -20,8 +20,8 @@ from equivalence.verify.compare import Comparison, compare
 from equivalence.verify.dual_case import exponent_error, on_one_scale, scaled
 from equivalence.verify.implementation import Implementation
 
-# Divides neither the small contexts nor the 37 tokens of a real head: the last chunk is short.
-_CHUNK = 5
+# Several chunks in a real head and in the longer contexts, the last one short.
+_CHUNK = 7
 # exp by 4 ulp, its argument, and the product: what one change of the scale costs.
 _RESCALE = 10
 
