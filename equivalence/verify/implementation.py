@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import equivalence
-from equivalence import ball, dual, gradients, kernels, layers, losses, modifications, ratio, streaming
+from equivalence import (
+    ball,
+    dual,
+    gradients,
+    kernels,
+    layers,
+    losses,
+    modifications,
+    ratio,
+    streaming,
+)
 from equivalence.features import GramFeatures, PositiveFeatures
 
 

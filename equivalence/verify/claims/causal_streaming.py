@@ -300,7 +300,13 @@ claim = Claim(
     "attention S_t phi(q_t) / (n_t.phi(q_t)): one dual a position. States merge by addition, in "
     "any grouping.",
     kind=Kind.EXACT,
-    needs=("attention", "GramFeatures", "AttentionState", "causal_attention_by_chunks"),
+    needs=(
+        "attention",
+        "GramFeatures",
+        "OneStepRegressor",
+        "AttentionState",
+        "causal_attention_by_chunks",
+    ),
     check=check,
     mutants=(
         _mutant("forgets_normalizer", "reads S phi(q) alone", AttentionState=_ForgetsNormalizer),

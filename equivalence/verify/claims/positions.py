@@ -345,6 +345,7 @@ claim = Claim(
     "positions alone. An additive bias b_ij multiplies the weight of the pair by e^b_ij: the loss "
     "of query i is -(1/(eta D)) sum_j e^b_ij v_j^T W phi(k_j), D = sum_j e^b_ij kappa_ij.",
     kind=Kind.EXACT,
+    # Not OneStepRegressor: somebody else's need not take a bias.
     needs=("attention", "GramFeatures", "rotary", "rotary_attention"),
     check=check,
     mutants=(
