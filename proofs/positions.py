@@ -176,14 +176,6 @@ def refuse_variants(proof: Proof) -> None:
         relative_score,
         because="the score would depend on the key's position, not on the difference",
     )
-    backwards_a, backwards_b = turned(a[l], b[l], -p)
-    proof.refuse(
-        "the query turns backwards",
-        over_pairs(backwards_a * turned_g + backwards_b * turned_f),
-        Expand(),
-        relative_score,
-        because="the score would depend on the sum of the positions",
-    )
     proof.refuse(
         "positions off by one between query and key",
         turned_score,
