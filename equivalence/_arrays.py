@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.floating[Any]]
 
-_COMPUTE: dict[str, type[np.floating[Any]]] = {
-    "float16": np.float32,
-    "float32": np.float32,
-    "float64": np.float64,
+_COMPUTE: dict[type[Any], type[np.floating[Any]]] = {
+    np.float16: np.float32,
+    np.float32: np.float32,
+    np.float64: np.float64,
 }
 
 
@@ -33,7 +33,7 @@ def as_real(name: str, value: npt.ArrayLike) -> Array:
     array = as_array(name, value)
     if array.dtype.kind in "iub":
         return array.astype(np.float64)
-    if array.dtype.name not in _COMPUTE:
+    if array.dtype.type not in _COMPUTE:
         raise TypeError(
             f"{name} has dtype {array.dtype}; expected float16, float32, float64 or integers"
         )
@@ -150,4 +150,4 @@ def common_dtype(*arrays: Array) -> np.dtype[Any]:
 
 def compute_dtype(dtype: np.dtype[Any]) -> type[np.floating[Any]]:
     """The dtype to compute in: float16 is computed in float32, the others in themselves."""
-    return _COMPUTE[dtype.name]
+    return _COMPUTE[dtype.type]

@@ -96,7 +96,7 @@ def attention(
             D = _exponentials(scores)
             # Dividing first keeps the sum in the range of the values, however large they are.
             weights = np.divide(scores, D, out=scores)
-            output[..., rows, :] = _mean(weights, V, attended)
+            output[..., rows, :] = mean_of_attended(weights, V, attended)
     return output.astype(dtype, copy=False)
 
 
@@ -223,7 +223,7 @@ def _exponentials(scores: Array) -> Array:
     return D
 
 
-def _mean(p: Array, V: Array, attended: npt.NDArray[np.bool_] | None) -> Array:
+def mean_of_attended(p: Array, V: Array, attended: npt.NDArray[np.bool_] | None) -> Array:
     """sum_j p_j v_j, where a non-finite value counts (as NaN) only if it is attended."""
     mean: Array
     if attended is None:

@@ -37,7 +37,7 @@ from equivalence._arrays import (
     broadcast_axes,
     compute_dtype,
 )
-from equivalence.features.base import FeatureMap, Features
+from equivalence.features.base import FeatureMap, Features, biased, range_of
 from equivalence.features.gram import GramFeatures
 
 
@@ -226,7 +226,12 @@ class OneStepRegressor:
         self.scale = scale
 
     def fit(
-        self, keys: npt.ArrayLike, values: npt.ArrayLike, *, n_demonstrations: int | None = None
+        self,
+        keys: npt.ArrayLike,
+        values: npt.ArrayLike,
+        *,
+        n_demonstrations: int | None = None,
+        bias: npt.ArrayLike | None = None,
     ) -> OneStepRegressor:
         """Take W_0 from the query-side tokens, and one gradient step on the demonstrations.
 
@@ -237,6 +242,11 @@ class OneStepRegressor:
         n_demonstrations : int, optional
             The first tokens are demonstrations, the rest are query-side; all are demonstrations
             by default (then W_0 = 0).
+        bias : array (..., n), optional
+            Added to the scores, as attention's `mask` row: token j counts e^bias_j times in the
+            loss, in W_0 and in D; -inf takes it out. Of one query: with a bias (n_q, n) there are
+            n_q models, and `predict(queries[:, None])` reads each at its own query
+            (proofs/positions.py).
 
         Raises ValueError for shapes that do not fit, no keys at all, an `n_demonstrations` outside
         0..n, or keys whose norms differ so much that one scale cannot carry them all; TypeError for
@@ -252,7 +262,8 @@ class OneStepRegressor:
         X = _scaled(K, root_scale)
         phi = GramFeatures() if self.feature_map is None else self.feature_map
         feature_map = copy.copy(phi).fit(X) if hasattr(phi, "fit") else phi
-        Phi, log_scale = _on_one_scale(feature_map(X))
+        features = feature_map(X) if bias is None else biased(feature_map(X), bias)
+        Phi, log_scale = _on_one_scale(features)
         seen, given = np.s_[..., :N, :], np.s_[..., N:, :]
         W_0 = initial_weights(V[given], Phi[given], 1.0)
         slope = gradient(V[seen], Phi[seen], 1.0, self.learning_rate)
@@ -356,14 +367,6 @@ def _quotient(total: Array, D: npt.ArrayLike, learning_rate: float = 1.0) -> Arr
 
 def _on_one_scale(features: Features) -> tuple[Array, Array]:
     """The features of all keys times exp(-c), and c: their largest log scale."""
-    log_scale = features.log_scale
-    carried = -math.log(np.finfo(log_scale.dtype).tiny)
+    _, largest = range_of(features.log_scale)
     with np.errstate(all="ignore"):
-        largest = log_scale.max(axis=-1)
-        spread = largest - log_scale.min(axis=-1)
-        if (spread > carried).any():
-            raise ValueError(
-                f"keys have log scales that differ by {np.nanmax(spread):.0f}; expected at most "
-                f"{carried:.0f}, what {log_scale.dtype} carries"
-            )
-        return Features(features.features, log_scale - largest[..., None]).phi(), largest
+        return Features(features.features, features.log_scale - largest[..., None]).phi(), largest

@@ -29,6 +29,7 @@ from equivalence import (
     losses,
     modifications,
     ratio,
+    streaming,
 )
 from equivalence.verify.claim import Claim
 from equivalence.verify.registry import STEMS, load_all
@@ -442,11 +443,11 @@ def defined_in(module: ModuleType) -> dict[str, object]:
     "objects",
     [
         *map(public, (equivalence, features, layers, modifications)),
-        *map(defined_in, (ball, dual, gradients, kernels, losses, ratio)),
+        *map(defined_in, (ball, dual, gradients, kernels, losses, ratio, streaming)),
     ],
     ids=[
         *("equivalence", "features", "layers", "modifications"),
-        *("ball", "dual", "gradients", "kernels", "losses", "ratio"),
+        *("ball", "dual", "gradients", "kernels", "losses", "ratio", "streaming"),
     ],
 )
 def test_what_people_call_has_an_example(objects: dict[str, object]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from equivalence._arrays import Array
+from equivalence._arrays import Array, as_real, broadcast_axes
 
 
 class Features(NamedTuple):
@@ -34,6 +35,58 @@ class Features(NamedTuple):
         with np.errstate(all="ignore"):
             phi: Array = self.features * np.exp(self.log_scale)[..., None]
         return phi
+
+
+def biased(features: Features, bias: npt.ArrayLike) -> Features:
+    """The features times e^bias, as a bias of the scores multiplies a token's kernel by it.
+
+    Features (..., n, m) and a bias (..., n) of one query; leading axes broadcast, so that a bias
+    (n_q, n) gives the features of n_q queries. -inf takes a token out. In the dtype of the
+    features, that is, the bias is a shift of the log scale.
+
+    Raises ValueError for a bias that does not fit, TypeError for one that is not real.
+
+    Examples
+    --------
+    >>> ones = Features(np.ones((2, 1)), np.zeros(2))
+    >>> biased(ones, np.log([3.0, 5.0])).phi()
+    array([[3.],
+           [5.]])
+    """
+    b = as_real("bias", bias)
+    n, m = features.features.shape[-2:]
+    if b.shape[-1:] != (n,):
+        raise ValueError(f"bias has shape {b.shape}; expected (..., {n}), one for each token")
+    batch = broadcast_axes("bias", features.features.shape[:-2], b.shape[:-1])
+    with np.errstate(all="ignore"):
+        log_scale = features.log_scale + b.astype(features.log_scale.dtype)
+    return Features(np.broadcast_to(features.features, (*batch, n, m)), log_scale)
+
+
+def range_of(log_scale: Array) -> tuple[Array, Array]:
+    """The least and the largest finite log scale (...) of rows (..., n).
+
+    A row whose scale is not finite is not counted: a scale of -inf is a feature of zero, and NaN
+    or inf shall spoil their own row only. Without rows they are inf and -inf.
+
+    Raises ValueError if they differ by more than one scale for all rows can carry.
+    """
+    counted = np.isfinite(log_scale)
+    least: Array = log_scale.min(axis=-1, initial=np.inf, where=counted)
+    largest: Array = log_scale.max(axis=-1, initial=-np.inf, where=counted)
+    require_one_scale(least, largest)
+    return least, largest
+
+
+def require_one_scale(least: Array, largest: Array) -> None:
+    """Raise ValueError if features of these log scales lose the least beside the largest."""
+    carried = -math.log(np.finfo(largest.dtype).tiny)
+    spread = largest - least
+    if (spread > carried).any():
+        raise ValueError(
+            f"keys have log scales that differ by {spread.max():.0f}; expected at most "
+            f"{carried:.0f}, what {largest.dtype} carries"
+        )
 
 
 class FeatureMap(Protocol):

@@ -7,6 +7,7 @@ from equivalence.layers.heads import (
     joint_query_features,
     multi_head_attention,
 )
+from equivalence.layers.positions import rotary, rotary_attention
 from equivalence.layers.stacks import AttentionLayer, LayerDual, LayerNorm, stack, stack_duals
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "joint_labels",
     "joint_query_features",
     "multi_head_attention",
+    "rotary",
+    "rotary_attention",
     "stack",
     "stack_duals",
 ]

@@ -182,13 +182,21 @@ def kernel_budget(Phi_x: Array, Phi_z: Array, exponent_error: Array, u: float) -
     )
 
 
-def dual_budget(Phi: Array, phi_q: Array, V: Array, exponent_error: Array, u: float) -> Budget:
+def dual_budget(
+    Phi: Array,
+    phi_q: Array,
+    V: Array,
+    exponent_error: Array,
+    u: float,
+    weight: Array | float = 1.0,
+) -> Budget:
     """The error of W_1 phi(q) from key features Phi (n, m) that carry one common scale.
 
-    exponent_error (n_q, n) is that of the exponent behind each kernel entry, scale included. As
-    |o| counts as sum_j p_j |v_j|, the bound holds for the part of o of any subset of the tokens.
+    exponent_error (n_q, n) is that of the exponent behind each kernel entry, scale included, and
+    weight (n_q, n) what multiplies it: 0 where it is not attended. As |o| counts as
+    sum_j p_j |v_j|, the bound holds for the part of o of any subset of the attended tokens.
     """
-    kernel, error = _dual_kernel(Phi, phi_q, exponent_error, u)
+    kernel, error = (weight * x for x in _dual_kernel(Phi, phi_q, exponent_error, u))
     D, D_error = kernel.sum(-1)[:, None], error.sum(-1)[:, None]
     o = abs(kernel) @ abs(_f64(V)) / D
     bound = (error @ abs(_f64(V)) + o * D_error) / (D - D_error) + u * o

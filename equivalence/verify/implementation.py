@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import equivalence
-from equivalence import ball, dual, gradients, kernels, layers, losses, modifications, ratio
+from equivalence import (
+    ball,
+    dual,
+    gradients,
+    kernels,
+    layers,
+    losses,
+    modifications,
+    ratio,
+    streaming,
+)
 from equivalence.features import GramFeatures, PositiveFeatures
 
 
@@ -57,6 +67,10 @@ class Implementation:
     joint_query_features: Callable[..., Any] = layers.joint_query_features
     stack: Callable[..., Any] = layers.stack
     stack_duals: Callable[..., Any] = layers.stack_duals
+    AttentionState: Any = streaming.AttentionState
+    causal_attention_by_chunks: Callable[..., Any] = streaming.causal_attention_by_chunks
+    rotary: Callable[..., Any] = layers.rotary
+    rotary_attention: Callable[..., Any] = layers.rotary_attention
     keywords: frozenset[str] = frozenset({"scale", "mask", "causal"})
     """What `attention` accepts beside query, key and value."""
 

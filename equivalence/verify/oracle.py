@@ -36,6 +36,8 @@ class Arithmetic:
     exp: Callable[[Number], Number]
     log: Callable[[Number], Number]
     erf: Callable[[Number], Number]
+    cos: Callable[[Number], Number]
+    sin: Callable[[Number], Number]
     sqrt: Callable[[Number], Number]
     sum: Callable[[Iterable[Number]], Number]
     dots: Callable[[Sequence[Vector], Sequence[Vector]], list[list[Number]]]
@@ -61,6 +63,8 @@ FLOATS = Arithmetic(
     exp=math.exp,
     log=math.log,
     erf=math.erf,
+    cos=math.cos,
+    sin=math.sin,
     sqrt=math.sqrt,
     sum=math.fsum,
     dots=_float_dots,
@@ -97,6 +101,8 @@ def balls() -> Arithmetic:
         exp=arb.exp,
         log=arb.log,
         erf=arb.erf,
+        cos=arb.cos,
+        sin=arb.sin,
         sqrt=arb.sqrt,
         sum=lambda terms: sum(terms, arb(0)),
         dots=dots,

@@ -16,16 +16,18 @@ STEMS = (
     "learning_rate_cancels",
     "loss_is_linear",
     "query_dependent_rate",
+    "attention_gradients",
     "contrastive_first_step",
     "losses_agree_only_at_zero",
-    "regularized_attention",
-    "negative_attention",
-    "augmented_attention",
-    "attention_gradients",
     "identity_is_bilinearity",
-    "feed_forward_layer",
+    "regularized_attention",
+    "augmented_attention",
+    "negative_attention",
+    "causal_streaming",
     "multi_head_attention",
+    "feed_forward_layer",
     "stacked_layers",
+    "positions",
 )
 
 

@@ -183,10 +183,8 @@ def _float32_rate(W: Array, gradient: Array, learning_rate: float = 1.0) -> Arra
 class _CapsLearningRate(OneStepRegressor):
     """The learning rate is capped at 1 where the step is taken."""
 
-    def fit(
-        self, keys: npt.ArrayLike, values: npt.ArrayLike, *, n_demonstrations: int | None = None
-    ) -> _CapsLearningRate:
-        super().fit(keys, values, n_demonstrations=n_demonstrations)
+    def fit(self, keys: npt.ArrayLike, values: npt.ArrayLike, **options: Any) -> _CapsLearningRate:
+        super().fit(keys, values, **options)
         step = self.coef_ - self.initial_coef_
         self.coef_ = self.initial_coef_ + step * min(1.0, 1 / self.learning_rate)
         return self

@@ -202,9 +202,9 @@ def _float32(W: Array, query_features: Array) -> Array:
 
 class _ForgetsInitialWeights(OneStepRegressor):
     def fit(
-        self, keys: npt.ArrayLike, values: npt.ArrayLike, *, n_demonstrations: int | None = None
+        self, keys: npt.ArrayLike, values: npt.ArrayLike, **options: Any
     ) -> _ForgetsInitialWeights:
-        super().fit(keys, values, n_demonstrations=n_demonstrations)
+        super().fit(keys, values, **options)
         self.coef_ = self.coef_ - self.initial_coef_
         return self
 
