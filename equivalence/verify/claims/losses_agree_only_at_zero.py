@@ -317,7 +317,7 @@ claim = Claim(
     "From another W_0 it differs by exactly -(1/D) sum_i z_i phi(k_i)^T, z_i = W_0 phi(k_i) for "
     "least squares and tanh(W_0 phi(k_i)/2) for logistic.",
     kind=Kind.CAVEAT,
-    tempting="a least-squares or a logistic step from any W_0 gives attention's output too.",
+    tempting="A least-squares or a logistic step from any W_0 gives attention's output too.",
     needs=(
         "attention",
         "GramFeatures",
