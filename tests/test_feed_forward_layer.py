@@ -110,6 +110,19 @@ def test_slopes_and_activations_are_those_of_the_proof(activation: str) -> None:
     compare("sigma", got, sigma, error.times(2 * abs(z[0]))).require()
 
 
+@each_activation
+def test_the_budget_moves_with_the_steepest_slope_and_no_more(activation: str) -> None:
+    z = np.linspace(-6, 6, 1201)[:, None]
+    layer = identity_layer(1)
+    step = 2.0**-10
+    moved = feed_forward(z + step, *layer, activation=activation)
+    change = abs(moved - feed_forward(z, *layer, activation=activation))
+    error = np.full(z.shape, step)
+    bound = feed_forward_budget(abs(z), error, layer, activation, U).bound
+    assert (change <= bound).all()
+    assert (change / bound).max() > 0.99
+
+
 @pytest.mark.parametrize(("activation", "slope"), [("relu", 0.0), ("gelu", 0.5), ("silu", 0.5)])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_at_zero_the_slope_is_the_limit(activation: str, slope: float, dtype: str) -> None:

@@ -171,8 +171,11 @@ def test_features_of_a_batch_are_those_of_its_entries() -> None:
     joint = joint_key_features([wide, narrow])
     assert joint.shape == (2, 5, 6, 4)
     assert np.array_equal(joint[1, 3], joint_key_features([wide[1, 0], narrow[3]]))
-    readout = joint_query_features([wide, 2 * wide], [D, 1.0])
-    assert np.array_equal(readout, np.concatenate([wide / D[..., None], 2 * wide], axis=-1))
+    other = rng.random((5, 4, 1))
+    readout = joint_query_features([wide, other], [D, 1.0])
+    assert readout.shape == (2, 5, 4, 4)
+    one = joint_query_features([wide[1, 0], other[3]], [D[1, 0], np.ones(4)])
+    assert np.array_equal(readout[1, 3], one)
 
 
 def test_a_head_without_tokens_has_its_features_all_the_same() -> None:
@@ -216,12 +219,17 @@ def test_the_dtype_stays(dtype: str) -> None:
 
 
 def test_float16_is_computed_in_float32() -> None:
-    """The first head's 256 * 512 is beyond the 65504 of float16; the sum of both is not."""
-    zero = np.zeros((2, 1, 1), "float16")
-    V, W_O = np.array([[[256.0]], [[384.0]]], "float16"), np.array([[512.0, -256.0]], "float16")
-    assert multi_head_attention(zero, zero, V, W_O) == 32768
-    halves = np.array([[[256.0, 384.0]]], "float16")
-    assert joint_labels(halves, W_O) == 32768
+    """The first head gives 1 + 2^-11, which float16 would round to 1: nothing would be left."""
+    zero = np.zeros((2, 2, 1), "float16")
+    V = np.array([[[1.0], [1 + 2.0**-10]], [[1.0], [1.0]]], "float16")
+    y = multi_head_attention(zero, zero, V, np.array([[1024, -1024]], "float16"))
+    assert np.array_equal(y, [[0.5], [0.5]])
+
+
+def test_overflow_is_infinite_and_silent() -> None:
+    V, W_O = np.full((2, 1, 1), 1e308), np.array([[10.0, 10.0]])
+    assert multi_head_attention(0 * V, 0 * V, V, W_O) == math.inf
+    assert np.array_equal(joint_labels(V, W_O), [[math.inf], [math.inf]])
 
 
 GOOD: dict[str, Any] = {

@@ -147,7 +147,6 @@ def joint_query_features(features: Sequence[npt.ArrayLike], D: Sequence[npt.Arra
     divisors = [as_real(f"D[{h}]", divisor) for h, divisor in enumerate(D)]
     if len(divisors) != len(blocks):
         raise ValueError(f"D has {len(divisors)} heads; expected {len(blocks)}, as features has")
-    dtype = common_dtype(*blocks, *divisors)
     axes = blocks[0].shape[:-1]
     for h, (block, divisor) in enumerate(zip(blocks, divisors, strict=True)):
         axes = broadcast_axes(f"features[{h}]", axes, block.shape[:-1])
@@ -157,7 +156,7 @@ def joint_query_features(features: Sequence[npt.ArrayLike], D: Sequence[npt.Arra
             np.broadcast_to(block, (*axes, block.shape[-1])) / divisor[..., None]
             for block, divisor in zip(blocks, divisors, strict=True)
         ]
-    return np.concatenate(quotients, axis=-1).astype(dtype, copy=False)
+    return np.concatenate(quotients, axis=-1)
 
 
 def _of_heads(features: Sequence[npt.ArrayLike]) -> list[Array]:
@@ -172,5 +171,5 @@ def _times(W_O: npt.ArrayLike, heads: Array) -> Array:
     matrix = as_shaped("W_O", W_O, "n_outputs", heads.shape[-1])
     broadcast_axes("W_O", heads.shape[:-2], matrix.shape[:-2])
     with np.errstate(all="ignore"):
-        y: Array = heads @ np.swapaxes(matrix.astype(heads.dtype, copy=False), -1, -2)
+        y: Array = heads @ np.swapaxes(matrix, -1, -2)
     return y
