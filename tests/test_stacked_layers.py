@@ -23,8 +23,11 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def some_layer(rng: np.random.Generator, m: int, d: int, c: int, norm: bool) -> AttentionLayer:
-    W_Q, W_K = rng.standard_normal((2, d, m)) / m**0.5
-    W_V, W_O = rng.standard_normal((c, m)) / m**0.5, rng.standard_normal((m, c)) / c**0.5
+    """Weights that keep the states of any depth moderate: keys whose norms differ by far more than
+    those of a real model are beyond what a Gram matrix in floats can tell apart.
+    """
+    W_Q, W_K = 0.5 * rng.standard_normal((2, d, m)) / m**0.5
+    W_V, W_O = 0.5 * rng.standard_normal((c, m)) / m**0.5, rng.standard_normal((m, c)) / c**0.5
     gain, offset = 1 + rng.random(m), rng.standard_normal(m)
     return AttentionLayer(W_Q, W_K, W_V, W_O, norm=LayerNorm(gain, offset) if norm else None)
 
