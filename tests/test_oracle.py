@@ -183,6 +183,11 @@ def test_another_shape_is_rejected(number: oracle.Arithmetic, shape: tuple[int, 
         oracle.against(number, "x", np.ones(shape), [[number.number(1.0)]], allowed(1.0))
 
 
+@BOTH
+def test_no_rows_are_as_no_rows_should_be(number: oracle.Arithmetic) -> None:
+    assert oracle.against(number, "x", np.empty((0, 2)), [], allowed(1.0)).share == 0
+
+
 def test_a_ball_too_wide_to_decide_is_rejected() -> None:
     from flint import arb
 

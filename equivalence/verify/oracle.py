@@ -177,7 +177,8 @@ def against(
 ) -> Comparison:
     """Compare an array with the oracle's numbers; in ball arithmetic the error is certified."""
     a = np.asarray(got)
-    middle = np.array([[float(x) for x in row] for row in want], np.float64)
+    empty = np.empty((0, *a.shape[1:]))
+    middle = np.array([[float(x) for x in row] for row in want], np.float64) if want else empty
     if a.shape != middle.shape:
         raise Disagreement(f"{what}: shape {a.shape} where the theorem gives {middle.shape}")
     error = np.array(
