@@ -2,6 +2,7 @@
 
 import os
 import sys
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from equivalence.verify import implementation
@@ -9,16 +10,26 @@ from equivalence.verify.registry import load, load_all
 
 
 def pytest_configure() -> None:
-    """Replace the original wherever the package refers to it, but in the mutants that wrap it."""
+    """Replace the original wherever the package refers to it, but in the mutants that wrap it.
+
+    Those call the original through its module, of which they get the copy from before.
+    """
     stem, name = os.environ["REVERT"].split(":")
     (mutant,) = (m for m in load(stem).mutants if m.name == name)
     load_all()
     ours = implementation.OURS
     swapped: list[tuple[Any, Any]] = [(ours, mutant.of(ours))]
     swapped += [(getattr(ours, part), wrong) for part, wrong in mutant.parts.items()]
-    for module in list(sys.modules.values()):
-        path = getattr(module, "__name__", "")
-        if path.split(".")[0] == "equivalence" and ".claims" not in path:
+    modules = [
+        module for path, module in sys.modules.items() if path.split(".")[0] == "equivalence"
+    ]
+    claims = [module for module in modules if ".claims." in module.__name__]
+    for module in claims:
+        for alias, inner in list(vars(module).items()):
+            if isinstance(inner, ModuleType) and inner in modules:
+                setattr(module, alias, SimpleNamespace(**vars(inner)))
+    for module in modules:
+        if module not in claims:
             _replace(vars(module), swapped)
 
 

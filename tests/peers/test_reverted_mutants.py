@@ -42,6 +42,7 @@ def test_a_mutant_in_the_real_code_turns_pytest_red(stem: str, name: str) -> Non
     outcome = run(stem, f"{stem}:{name}")
     assert outcome.returncode == 1, outcome.stdout[-2000:] + outcome.stderr[-2000:]
     assert " failed" in outcome.stdout
+    assert "RecursionError" not in outcome.stdout, "the mutant met itself, not a check"
 
 
 @pytest.mark.parametrize("stem", sorted({stem for stem, _ in EVERY}))
