@@ -8,7 +8,13 @@ from typing import Any
 
 import equivalence
 from equivalence import dual
-from equivalence.features import GramFeatures, PositiveFeatures
+from equivalence.features import (
+    GramFeatures,
+    PositiveFeatures,
+    TrigonometricFeatures,
+    sample_projections,
+)
+from equivalence.features.variance import log_relative_variance
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,9 @@ class Implementation:
     attention_weights: Callable[..., Any] = equivalence.attention_weights
     GramFeatures: Any = GramFeatures
     PositiveFeatures: Any = PositiveFeatures
+    TrigonometricFeatures: Any = TrigonometricFeatures
+    sample_projections: Callable[..., Any] = sample_projections
+    log_relative_variance: Callable[..., Any] = log_relative_variance
     OneStepRegressor: Any = equivalence.OneStepRegressor
     normalizer: Callable[..., Any] = dual.normalizer
     initial_weights: Callable[..., Any] = dual.initial_weights

@@ -204,7 +204,9 @@ class _Uniform(PositiveFeatures):
     """Projections uniform with the right mean and variance."""
 
     @classmethod
-    def sample(cls, dim: int, n_features: int, *, rng: np.random.Generator) -> PositiveFeatures:
+    def sample(
+        cls, dim: int, n_features: int, *, rng: np.random.Generator, **_: Any
+    ) -> PositiveFeatures:
         return cls(rng.uniform(-math.sqrt(3), math.sqrt(3), (n_features, dim)))
 
 
@@ -212,7 +214,9 @@ class _FixedNorm(PositiveFeatures):
     """Projections of norm sqrt(d): right mean and covariance, no chi law."""
 
     @classmethod
-    def sample(cls, dim: int, n_features: int, *, rng: np.random.Generator) -> PositiveFeatures:
+    def sample(
+        cls, dim: int, n_features: int, *, rng: np.random.Generator, **_: Any
+    ) -> PositiveFeatures:
         W = rng.standard_normal((n_features, dim))
         return cls(math.sqrt(dim) * W / np.linalg.norm(W, axis=1, keepdims=True))
 
@@ -221,7 +225,9 @@ class _Mirrored(PositiveFeatures):
     """Half of the projections are the other half's negatives: not independent draws."""
 
     @classmethod
-    def sample(cls, dim: int, n_features: int, *, rng: np.random.Generator) -> PositiveFeatures:
+    def sample(
+        cls, dim: int, n_features: int, *, rng: np.random.Generator, **_: Any
+    ) -> PositiveFeatures:
         W = rng.standard_normal(((n_features + 1) // 2, dim))
         return cls(np.stack([W, -W], axis=1).reshape(-1, dim)[:n_features])
 
@@ -230,7 +236,9 @@ class _WiderNormal(PositiveFeatures):
     """Standard deviation 2^(1/4): the variance confused with its root."""
 
     @classmethod
-    def sample(cls, dim: int, n_features: int, *, rng: np.random.Generator) -> PositiveFeatures:
+    def sample(
+        cls, dim: int, n_features: int, *, rng: np.random.Generator, **_: Any
+    ) -> PositiveFeatures:
         return cls(2**0.25 * rng.standard_normal((n_features, dim)))
 
 
