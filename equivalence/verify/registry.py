@@ -13,6 +13,7 @@ STEMS = (
     "positive_features",
     "one_gradient_step",
     "demonstrations_as_steps",
+    "orthogonal_features",
 )
 
 
