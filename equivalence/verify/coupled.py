@@ -13,6 +13,7 @@ import numpy as np
 from scipy import special
 
 from equivalence._arrays import Array
+from equivalence.features.base import FeatureMap
 from equivalence.verify.budgets import Budget, gamma
 from equivalence.verify.cases import Case
 from equivalence.verify.dual_case import scaled
@@ -123,6 +124,31 @@ def quadrature_budget(t: float, N: int, left: float, size: float) -> Budget:
         "norm 4N, err by 8u times that, the integrand by t times the nodes",
         U,
     )
+
+
+def log_products(phi: FeatureMap, x: Array, y: Array) -> Array:
+    """log(phi_w(x) phi_w(y)) a projection w: the products of two rows' features, times m.
+
+    >>> from equivalence.features import PositiveFeatures
+    >>> log_products(PositiveFeatures([[1.0]]), np.array([[1.0]]), np.array([[1.0]])).item()
+    1.0
+    """
+    (f, a), (g, b) = ([part.astype(np.float64) for part in phi(p)] for p in (x, y))
+    with np.errstate(divide="ignore"):
+        log_T: Array = np.log(f) + np.log(g) + (a + b)[:, None] + math.log(f.shape[-1])
+    return log_T
+
+
+def exponent_error(W: Array, x: Array, y: Array, u: float) -> Array:
+    """The error of log T at each projection, that of the rounded direction of w included.
+
+    Beside the dot products: one difference in a feature, two and a logarithm in its log scale.
+    """
+    x, y, W = (a.astype(np.float64) for a in (x, y, W))
+    size = abs(W) @ (abs(x) + abs(y))[0]
+    shifts = size.max() + float((x**2 + y**2).sum()) + math.log(len(W)) + 1
+    error: Array = gamma(2 * x.shape[1] + 6, u) * size + 5 * u * shifts + 32 * u
+    return error
 
 
 def projection_laws(

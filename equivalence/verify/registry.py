@@ -14,6 +14,7 @@ STEMS = (
     "one_gradient_step",
     "demonstrations_as_steps",
     "orthogonal_features",
+    "antithetic_features",
 )
 
 
