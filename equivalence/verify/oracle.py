@@ -34,6 +34,7 @@ class Arithmetic:
     name: str
     number: Callable[[float], Number]
     exp: Callable[[Number], Number]
+    cos: Callable[[Number], Number]
     sqrt: Callable[[Number], Number]
     sum: Callable[[Iterable[Number]], Number]
     dots: Callable[[Sequence[Vector], Sequence[Vector]], list[list[Number]]]
@@ -69,6 +70,7 @@ FLOATS = Arithmetic(
     name="fsum",
     number=float,
     exp=math.exp,
+    cos=math.cos,
     sqrt=math.sqrt,
     sum=math.fsum,
     dots=_float_dots,
@@ -104,6 +106,7 @@ def balls() -> Arithmetic:
         name="arb",
         number=arb,
         exp=arb.exp,
+        cos=arb.cos,
         sqrt=arb.sqrt,
         sum=lambda terms: sum(terms, arb(0)),
         dots=dots,

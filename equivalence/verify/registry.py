@@ -15,6 +15,7 @@ STEMS = (
     "demonstrations_as_steps",
     "orthogonal_features",
     "antithetic_features",
+    "trigonometric_features",
 )
 
 
