@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import special
 
 from equivalence.features import PositiveFeatures, TrigonometricFeatures, sample_projections
 from equivalence.features.couplings import COUPLINGS, haar
@@ -199,3 +200,26 @@ def test_what_has_no_closed_form_says_so() -> None:
         ValueError, match=re.escape("y has shape (1, 2); expected (..., n_tokens, 1")
     ):
         PositiveFeatures.log_relative_variance([[1.0]], [[1.0, 2.0]], 4)
+
+
+@pytest.mark.parametrize("d", [2, 3, 5])
+def test_the_asymptotic_term_of_cosines_is_right_to_its_next_order(d: int) -> None:
+    for delta in (2.1e4, 1e5):
+        balls = oracle.balls()
+        want = balls.kummer(float(d), d / 2, balls.number(-delta / 2))
+        got = correlation(np.array([[delta]]), d, "orthogonal", trigonometric=True)
+        # 1F1(a; b; -x) ~ Gamma(b)/Gamma(b-a) x^-a (1 + a (1 + a - b)/x + ..), a = d, b = d/2.
+        left_out = 2 * d * (1 + d / 2) / (delta / 2) * abs(float(want)) + np.finfo(float).tiny
+        budget = Budget(np.array(left_out + gamma(64, U) * abs(got)), "the next order", U)
+        oracle.against(balls, f"c at {delta:g}", got, [[want]], budget).require()
+
+
+def test_sobol_points_lie_in_the_middles_of_cells_one_in_each() -> None:
+    n = 64
+    W = sample_projections(n, 3, rng=np.random.default_rng(2), coupling="sobol")
+    uniform = special.ndtr(W)
+    in_cell = uniform * 2.0**30 % 1
+    assert (abs(in_cell - 0.5) < 0.25).all()
+    # A scrambled net has one point in each of n equal cells of every coordinate.
+    for column in uniform.T:
+        assert sorted(np.floor(column * n).astype(int).tolist()) == list(range(n))

@@ -346,7 +346,7 @@ def test_known_though_right(target, check):
 def test_claims_become_the_parameters_of_somebody_elses_tests(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_suite=SUITE)
     outcome = pytester.runpytest_inprocess("-v", "-p", "no:cacheprovider")
-    outcome.assert_outcomes(passed=4, failed=4)
+    outcome.assert_outcomes(passed=6, failed=4)
     outcome.stdout.fnmatch_lines(
         [
             "*::test_right?PositiveFeatures-positive_features? PASSED*",
@@ -399,7 +399,7 @@ def test_a_target_may_be_named_instead_of_imported(pytester: pytest.Pytester) ->
         """
     )
     outcome = pytester.runpytest_inprocess("-v", "-p", "no:cacheprovider")
-    outcome.assert_outcomes(passed=1)
+    outcome.assert_outcomes(passed=2)
     outcome.stdout.fnmatch_lines(["*?equivalence.features:PositiveFeatures-positive_features?*"])
 
 
