@@ -119,10 +119,10 @@ def refuse_variants(proof: Proof) -> None:
     )
     proof.refuse(
         "cosh(s/2) - 1",
-        expectation(expanded),
-        Integrate(),
-        cosh(r**2 / 2),
-        because="the square doubles the exponent, and its mean squares that",
+        cosh(r**2) - 1,
+        Substitute({r: sqrt(s)}),
+        cosh(s / 2) - 1,
+        because="r^2 is s, not s/2: the square of a term doubles the exponent",
     )
     proof.refuse(
         "a pair has half the variance of cosh",

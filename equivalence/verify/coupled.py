@@ -35,6 +35,7 @@ def pairs(case: Case, sign: int) -> Iterator[tuple[Array, Array, Number]]:
         yield x, y, number.sum((a + b) * (a + b) for a, b in zip(p, q, strict=True))
 
 
+@cache
 def partners(n: int, d: int) -> float:
     """How many others are in a projection's block of d, counted one by one."""
     return sum(i != j and i // d == j // d for i in range(n) for j in range(n)) / n

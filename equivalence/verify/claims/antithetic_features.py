@@ -235,4 +235,5 @@ claim = Claim(
     budget="quadrature: 2 exp(-2 pi^2/h^2), h = 1/2, Gaussian tails beyond 9, and the exponents' "
     "rounding as in positive_features. Laws: alpha = 1e-9 each, 3 tests.",
     code="equivalence/features/couplings.py",
+    on_heads=True,
 )

@@ -42,7 +42,8 @@ def check(impl: Implementation, case: Case) -> Iterator[Comparison]:
     for sign, kind in _MAPS:
         for index, (x, y, t) in enumerate(coupled.pairs(case, sign)):
             yield _closed_form(impl, case, x, y, t, sign, kind)
-            if index == 0 and d > 1:
+            # Waves at the distances of real heads would take some 500 nodes in each direction.
+            if kind and index == 0 and d > 1 and not case.real:
                 yield _by_quadrature(impl, case, x, y, float(t), sign, kind)
 
 
@@ -94,15 +95,14 @@ def _closed_form(
 def _by_quadrature(
     impl: Implementation, case: Case, x: Array, y: Array, t: float, sign: int, kind: dict[str, bool]
 ) -> Comparison:
-    """Two terms: their variance from E T^2 and E T_1 T_2 over chi norms and a uniform direction."""
+    """Two pairs, or two waves: E T_1 T_2 over chi norms and a uniform direction."""
     d = x.shape[-1]
     N, left = coupled.quadrature_degree(t, math.exp(-2 * t) if sign > 0 else 1.0)
-    # Antithetic terms are cosh; so is the even part of a positive term, all that c sees.
     if sign > 0:
         joint = coupled.orthogonal_mean(t, d, lambda h: np.exp(-t) * np.cosh(h), N)
     else:
         joint = coupled.orthogonal_mean(t, d, np.cos, N)
-    own = math.expm1(-t) ** 2 / 2 if kind else -math.expm1(-t)
+    own = math.expm1(-t) ** 2 / 2
     got, log_variance = _scaled(impl, x, y, t, 2, kind)
     budget = coupled.variance_budget(log_variance, t, 2, d, 1.0, case.u)
     return compare(
@@ -220,4 +220,5 @@ claim = Claim(
     "rounding and 6 k log k u a Poisson probability. Quadrature: its series' tail, nodes' errors. "
     "Laws: alpha = 1e-9 each, 6 tests.",
     code="equivalence/features/couplings.py",
+    on_heads=True,
 )

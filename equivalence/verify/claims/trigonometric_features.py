@@ -264,4 +264,5 @@ claim = Claim(
     budget="phases gamma_(d+4) |w|.(|x|+|y|), cos and sin 4 ulp; the trapezoidal rule's aliases "
     "e^{-72} and Gaussian tails beyond 9. Laws: alpha = 1e-9 each, 3 tests.",
     code="equivalence/features/trigonometric.py",
+    on_heads=True,
 )
