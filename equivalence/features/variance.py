@@ -225,7 +225,8 @@ def _chunked(t: Array, d: int, sign: float, beyond: Callable[[Array, int], Array
     flat = t.ravel()
     values = np.where(flat == np.inf, -np.inf if sign > 0 else 0.0, np.nan)
     small = flat <= _SERIES_BELOW
-    values[small] = _series(sign * flat[small], d)
+    if small.any():
+        values[small] = _series(sign * flat[small], d)
     if sign < 0:
         values[small] *= np.exp(-flat[small])
         far = (flat > _ASYMPTOTIC) & (flat < np.inf)

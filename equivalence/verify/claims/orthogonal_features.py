@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def check(impl: Implementation, case: Case) -> Iterator[Comparison]:
         coupled.cosine_budget(d),
     )
     for sign, kind in _MAPS:
-        for index, (x, y, t) in enumerate(coupled.pairs(case, sign)):
+        for index, (x, y, t) in enumerate(islice(coupled.pairs(case, sign), 2)):
             yield _closed_form(impl, case, x, y, t, sign, kind)
             # Waves at the distances of real heads would take some 500 nodes in each direction.
             if kind and index == 0 and d > 1 and not case.real:
