@@ -14,7 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equivalence.features import Features, GramFeatures, PositiveFeatures
+from equivalence.features import (
+    Features,
+    GramFeatures,
+    PositiveFeatures,
+    TrigonometricFeatures,
+)
 from equivalence.verify import oracle
 from equivalence.verify.budgets import (
     Budget,
@@ -28,7 +33,7 @@ from equivalence.verify.compare import compare
 from equivalence.verify.oracle import FLOATS
 
 Array = np.ndarray[Any, Any]
-Map = GramFeatures | PositiveFeatures
+Map = GramFeatures | PositiveFeatures | TrigonometricFeatures
 
 RNG = np.random.default_rng(0)
 K, X = RNG.standard_normal((5, 3)), RNG.standard_normal((4, 3))
@@ -36,6 +41,7 @@ PROJECTIONS = RNG.standard_normal((6, 3))
 MAPS: dict[str, Callable[[], Map]] = {
     "GramFeatures": lambda: GramFeatures().fit(K),
     "PositiveFeatures": lambda: PositiveFeatures(PROJECTIONS),
+    "TrigonometricFeatures": lambda: TrigonometricFeatures(PROJECTIONS),
 }
 EACH_MAP = pytest.mark.parametrize("make", MAPS.values(), ids=MAPS)
 
@@ -86,6 +92,22 @@ def require_positive(projections: Array, points: Array, got: Features) -> None:
         u,
     )
     oracle.against(FLOATS, "exp(w.x - |x|^2/2)", got.features, want, budget).require()
+
+
+def require_waves(projections: Array, points: Array, got: Features) -> None:
+    """[cos w.x, sin w.x], and the log scale |x|^2/2 - log(m)/2."""
+    u, d = unit_roundoff(got.features.dtype), projections.shape[1]
+    phases = [
+        [FLOATS.dot(w, x) for w in FLOATS.vectors(projections)] for x in FLOATS.vectors(points)
+    ]
+    want = [[f(p) for f in (math.cos, math.sin) for p in row] for row in phases]
+    size = np.tile(abs(points) @ abs(projections).T, 2)
+    waves = Budget(gamma(d + 2, u) * size + 8 * u, "phases err by gamma_(d+2), waves by 4 ulp", u)
+    oracle.against(FLOATS, "cos w.x and sin w.x", got.features, want, waves).require()
+    scale = (points**2).sum(axis=1) / 2
+    norms = Budget(gamma(d + 6, u) * (scale + math.log(len(projections))), "gamma_(d+6)", u)
+    half = scale - math.log(len(projections)) / 2
+    compare("|x|^2/2 - log(m)/2", got.log_scale, half, norms).require()
 
 
 RAGGED = [[1.0, 2.0], [3.0]]
@@ -391,6 +413,8 @@ def test_leading_axes_are_a_loop(make: Callable[[], Map], batch: tuple[int, ...]
         here = Features(features[i], log_scale[i])
         if isinstance(phi, PositiveFeatures):
             require_positive(PROJECTIONS, points[i], here)
+        elif isinstance(phi, TrigonometricFeatures):
+            require_waves(PROJECTIONS, points[i], here)
         else:
             require_kernel(phi, K, points[i], here)
 

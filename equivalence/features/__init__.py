@@ -1,7 +1,16 @@
 """Feature maps of the exponential kernel: phi(x).phi(y) = exp(x.y), exactly or in expectation."""
 
 from equivalence.features.base import Features, biased
+from equivalence.features.couplings import sample_projections
 from equivalence.features.gram import GramFeatures
 from equivalence.features.positive import PositiveFeatures
+from equivalence.features.trigonometric import TrigonometricFeatures
 
-__all__ = ["Features", "GramFeatures", "PositiveFeatures", "biased"]
+__all__ = [
+    "Features",
+    "GramFeatures",
+    "PositiveFeatures",
+    "TrigonometricFeatures",
+    "biased",
+    "sample_projections",
+]

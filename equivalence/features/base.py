@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from equivalence._arrays import Array, as_real, broadcast_axes
+from equivalence._arrays import Array, as_points, as_real, broadcast_axes
 
 
 class Features(NamedTuple):
@@ -95,3 +95,21 @@ class FeatureMap(Protocol):
     def __call__(self, x: npt.ArrayLike) -> Features:
         """phi(x) of each row of x."""
         ...
+
+
+def as_projections(projections: npt.ArrayLike) -> Array:
+    """Return projections as a finite (m, d) array, m and d at least 1.
+
+    Raises ValueError or TypeError otherwise.
+
+    >>> as_projections([[1.0, 2.0]]).shape
+    (1, 2)
+    """
+    W = as_points("projections", projections)
+    if W.ndim != 2 or W.shape[0] == 0:
+        raise ValueError(
+            f"projections has shape {W.shape}; expected (n_features, dim), both at least 1"
+        )
+    if not np.isfinite(W).all():
+        raise ValueError("projections has entries that are NaN or infinite; expected finite ones")
+    return W

@@ -7,8 +7,10 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from equivalence._arrays import as_integer, as_points, as_tokens, common_dtype, compute_dtype
-from equivalence.features.base import Features
+from equivalence._arrays import Array, as_tokens, common_dtype, compute_dtype
+from equivalence.features import variance
+from equivalence.features.base import Features, as_projections
+from equivalence.features.couplings import sample_projections
 
 
 class PositiveFeatures:
@@ -41,35 +43,60 @@ class PositiveFeatures:
     """
 
     def __init__(self, projections: npt.ArrayLike) -> None:
-        W = as_points("projections", projections)
-        if W.ndim != 2 or W.shape[0] == 0:
-            raise ValueError(
-                f"projections has shape {W.shape}; expected (n_features, dim), both at least 1"
-            )
-        if not np.isfinite(W).all():
-            raise ValueError(
-                "projections has entries that are NaN or infinite; expected finite ones"
-            )
-        self.projections = W
+        self.projections = as_projections(projections)
 
     @classmethod
-    def sample(cls, dim: int, n_features: int, *, rng: np.random.Generator) -> PositiveFeatures:
-        """Draw n_features independent projections from N(0, I_dim), in float64.
+    def sample(
+        cls,
+        dim: int,
+        n_features: int,
+        *,
+        rng: np.random.Generator,
+        coupling: str = "iid",
+        antithetic: bool = False,
+    ) -> PositiveFeatures:
+        """Draw n_features projections of N(0, I_dim) in float64: `couplings.sample_projections`.
 
-        Raises ValueError for sizes below 1, and TypeError for sizes that are not integers or an
-        `rng` that is not a numpy Generator.
+        Raises ValueError for sizes below 1, an unknown coupling or an odd number of antithetic
+        features, and TypeError for sizes that are not integers or an `rng` that is not a numpy
+        Generator.
 
         Examples
         --------
         >>> PositiveFeatures.sample(3, 5, rng=np.random.default_rng(0)).projections.shape
         (5, 3)
         """
-        for name, size in (("dim", dim), ("n_features", n_features)):
-            if as_integer(name, size) < 1:
-                raise ValueError(f"{name} is {size!r}; expected at least 1")
-        if not isinstance(rng, np.random.Generator):
-            raise TypeError(f"rng is {rng!r}; expected a numpy.random.Generator")
-        return cls(rng.standard_normal((n_features, dim)))
+        W = sample_projections(n_features, dim, rng=rng, coupling=coupling, antithetic=antithetic)
+        return cls(W)
+
+    @staticmethod
+    def log_relative_variance(
+        x: npt.ArrayLike,
+        y: npt.ArrayLike,
+        n_features: int,
+        *,
+        coupling: str = "iid",
+        antithetic: bool = False,
+    ) -> Array:
+        """log(Var / exp(2 x.y)) of phi(x).phi(y) over such a `sample`, for each pair of rows.
+
+        x (..., n, d) and y (..., k, d) give (..., n, k) in their dtype, computed in float64; -inf
+        where there is no variance. The standard deviation relative to the kernel is exp of its
+        half; the logarithm is finite where that overflows.
+
+        Raises ValueError for what `sample` refuses and for 'sobol', which has no closed form.
+
+        Examples
+        --------
+        One feature at |x+y| = 1 has the relative variance e - 1:
+
+        >>> log_variance = PositiveFeatures.log_relative_variance([[0.25]], [[0.75]], 1)
+        >>> bool(np.isclose(np.exp(log_variance), np.e - 1).all())
+        True
+        """
+        return variance.log_relative_variance(
+            x, y, n_features, coupling=coupling, antithetic=antithetic
+        )
 
     def __call__(self, x: npt.ArrayLike) -> Features:
         """phi(x) for points (..., n, d): features (..., n, m), log_scale (..., n), in x's dtype.

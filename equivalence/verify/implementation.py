@@ -18,7 +18,13 @@ from equivalence import (
     ratio,
     streaming,
 )
-from equivalence.features import GramFeatures, PositiveFeatures
+from equivalence.features import (
+    GramFeatures,
+    PositiveFeatures,
+    TrigonometricFeatures,
+    sample_projections,
+)
+from equivalence.features.variance import log_relative_variance
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,9 @@ class Implementation:
     attention_weights: Callable[..., Any] = equivalence.attention_weights
     GramFeatures: Any = GramFeatures
     PositiveFeatures: Any = PositiveFeatures
+    TrigonometricFeatures: Any = TrigonometricFeatures
+    sample_projections: Callable[..., Any] = sample_projections
+    log_relative_variance: Callable[..., Any] = log_relative_variance
     OneStepRegressor: Any = equivalence.OneStepRegressor
     normalizer: Callable[..., Any] = dual.normalizer
     initial_weights: Callable[..., Any] = dual.initial_weights

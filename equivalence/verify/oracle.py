@@ -28,7 +28,7 @@ class Arithmetic:
     """How to make, add and transform numbers, and how far a float is from one of them.
 
     `dots` are the products x.y of each x in X with each y in Y: in balls one matrix product, which
-    is several times faster than as many sums.
+    is several times faster than as many sums. `kummer` is 1F1(a; b; z), b > 0.
     """
 
     name: str
@@ -41,6 +41,8 @@ class Arithmetic:
     sqrt: Callable[[Number], Number]
     sum: Callable[[Iterable[Number]], Number]
     dots: Callable[[Sequence[Vector], Sequence[Vector]], list[list[Number]]]
+    kummer: Callable[[float, float, Number], Number]
+    pi: Number
     distance: Callable[[float, Number], float]
     certified: bool
 
@@ -57,6 +59,17 @@ def _float_dots(X: Sequence[Vector], Y: Sequence[Vector]) -> list[list[Number]]:
     return [[math.fsum(a * b for a, b in zip(x, y, strict=True)) for y in Y] for x in X]
 
 
+def _float_kummer(a: float, b: float, z: float) -> float:
+    """Its series, summed without error; for z < 0 that of e^z 1F1(b - a; b; -z)."""
+    if z < 0:
+        return math.exp(z) * _float_kummer(b - a, b, -z)
+    terms, k = [1.0], 0
+    while terms[-1] and (k < 2 * z + 8 or abs(terms[-1]) > math.ulp(0.0)):
+        terms.append(terms[-1] * (a + k) * z / ((b + k) * (k + 1)))
+        k += 1
+    return math.fsum(terms)
+
+
 FLOATS = Arithmetic(
     name="fsum",
     number=float,
@@ -68,6 +81,8 @@ FLOATS = Arithmetic(
     sqrt=math.sqrt,
     sum=math.fsum,
     dots=_float_dots,
+    kummer=_float_kummer,
+    pi=math.pi,
     distance=lambda got, want: abs(got - want),
     certified=False,
 )
@@ -106,6 +121,8 @@ def balls() -> Arithmetic:
         sqrt=arb.sqrt,
         sum=lambda terms: sum(terms, arb(0)),
         dots=dots,
+        kummer=lambda a, b, z: z.hypgeom_1f1(a, b),
+        pi=arb.pi(),
         distance=distance,
         certified=True,
     )

@@ -17,6 +17,7 @@ from equivalence.verify.budgets import Budget, gamma
 from equivalence.verify.cases import Case
 from equivalence.verify.claim import Claim, Kind, Mutant
 from equivalence.verify.compare import Comparison
+from equivalence.verify.coupled import exponent_error, log_products
 from equivalence.verify.dual_case import scaled
 from equivalence.verify.implementation import Implementation
 from equivalence.verify.laws import LawTest, distribution_test, mean_test, variance_test
@@ -42,7 +43,7 @@ def law(impl: Implementation, rng: np.random.Generator) -> Iterator[LawTest]:
     for x, y in (along_an_axis, anywhere):
         d = x.shape[1]
         phi = impl.PositiveFeatures.sample(d, _N_DRAWS, rng=rng)
-        log_T = _log_products(phi, x, y)[0]
+        log_T = log_products(phi, x, y)[0]
         mean, s = -float((x**2 + y**2).sum()) / 2, float(((x + y) ** 2).sum())
         z = (log_T - mean) / math.sqrt(s)
         where = f"log phi_w(x) phi_w(y), d={d}, {_N_DRAWS} draws"
@@ -53,14 +54,6 @@ def law(impl: Implementation, rng: np.random.Generator) -> Iterator[LawTest]:
         yield variance_test(
             f"independence of neighbours in {where}", pairs**2, len(pairs), alpha=_ALPHA, ratio=1.3
         )
-
-
-def _log_products(phi: PositiveFeatures, x: Array, y: Array) -> Array:
-    """log(phi_w(x) phi_w(y)) a projection w: the products of two rows' features, times m."""
-    (f, a), (g, b) = ([part.astype(np.float64) for part in phi(p)] for p in (x, y))
-    with np.errstate(divide="ignore"):
-        log_T: Array = np.log(f) + np.log(g) + (a + b)[:, None] + math.log(f.shape[-1])
-    return log_T
 
 
 def _by_definition(impl: Implementation, case: Case, x: Array, y: Array) -> Comparison:
@@ -75,7 +68,7 @@ def _by_definition(impl: Implementation, case: Case, x: Array, y: Array) -> Comp
         number.exp(number.dot(w, px) + number.dot(w, py) - half - logs[0] - logs[1])
         for w in number.vectors(W)
     )
-    error = np.expm1(_exponent_error(W, x, y, u).max() + 2 * u * (abs(a) + abs(b)))
+    error = np.expm1(exponent_error(W, x, y, u).max() + 2 * u * (abs(a) + abs(b)))
     product = (f * g).sum(axis=-1, keepdims=True)
     budget = Budget((error + gamma(len(W) + 2, u)) * product.astype(np.float64), _BECAUSE, u)
     return oracle.against(
@@ -112,10 +105,10 @@ def _moment(
     nodes, weights = gaussian_nodes(centre=power * length)
     W = (nodes[:, None] * (z / length)).astype(x.dtype)
     shift = float(log_exact)
-    log_T = _log_products(impl.PositiveFeatures(W), x, y)[0]
+    log_T = log_products(impl.PositiveFeatures(W), x, y)[0]
     norms = float((x.astype(np.float64) ** 2 + y.astype(np.float64) ** 2).sum())
     terms = weights * np.exp(power * (nodes * length - norms / 2) - shift)
-    rounded = _exponent_error(W, x, y, case.u) + 2 * case.u * (
+    rounded = exponent_error(W, x, y, case.u) + 2 * case.u * (
         abs(nodes) * length + norms + abs(shift)
     )
     # A node whose feature underflowed beside the row's largest is lost whole.
@@ -137,18 +130,6 @@ _BECAUSE = (
     "exponents err by gamma_(2d+6) |w|.(|x|+|y|) and 5u (max |w.x| + max |w.y| + |x|^2 + |y|^2), "
     "exp and log by 4 ulp"
 )
-
-
-def _exponent_error(W: Array, x: Array, y: Array, u: float) -> Array:
-    """The error of log T at each projection, that of the rounded direction of w included.
-
-    Beside the dot products: one difference in a feature, two and a logarithm in its log scale.
-    """
-    x, y, W = (a.astype(np.float64) for a in (x, y, W))
-    size = abs(W) @ (abs(x) + abs(y))[0]
-    shifts = size.max() + float((x**2 + y**2).sum()) + math.log(len(W)) + 1
-    error: Array = gamma(2 * x.shape[1] + 6, u) * size + 5 * u * shifts + 32 * u
-    return error
 
 
 class _Altered(PositiveFeatures):
@@ -204,7 +185,9 @@ class _Uniform(PositiveFeatures):
     """Projections uniform with the right mean and variance."""
 
     @classmethod
-    def sample(cls, dim: int, n_features: int, *, rng: np.random.Generator) -> PositiveFeatures:
+    def sample(
+        cls, dim: int, n_features: int, *, rng: np.random.Generator, **_: Any
+    ) -> PositiveFeatures:
         return cls(rng.uniform(-math.sqrt(3), math.sqrt(3), (n_features, dim)))
 
 
@@ -212,7 +195,9 @@ class _FixedNorm(PositiveFeatures):
     """Projections of norm sqrt(d): right mean and covariance, no chi law."""
 
     @classmethod
-    def sample(cls, dim: int, n_features: int, *, rng: np.random.Generator) -> PositiveFeatures:
+    def sample(
+        cls, dim: int, n_features: int, *, rng: np.random.Generator, **_: Any
+    ) -> PositiveFeatures:
         W = rng.standard_normal((n_features, dim))
         return cls(math.sqrt(dim) * W / np.linalg.norm(W, axis=1, keepdims=True))
 
@@ -221,7 +206,9 @@ class _Mirrored(PositiveFeatures):
     """Half of the projections are the other half's negatives: not independent draws."""
 
     @classmethod
-    def sample(cls, dim: int, n_features: int, *, rng: np.random.Generator) -> PositiveFeatures:
+    def sample(
+        cls, dim: int, n_features: int, *, rng: np.random.Generator, **_: Any
+    ) -> PositiveFeatures:
         W = rng.standard_normal(((n_features + 1) // 2, dim))
         return cls(np.stack([W, -W], axis=1).reshape(-1, dim)[:n_features])
 
@@ -230,7 +217,9 @@ class _WiderNormal(PositiveFeatures):
     """Standard deviation 2^(1/4): the variance confused with its root."""
 
     @classmethod
-    def sample(cls, dim: int, n_features: int, *, rng: np.random.Generator) -> PositiveFeatures:
+    def sample(
+        cls, dim: int, n_features: int, *, rng: np.random.Generator, **_: Any
+    ) -> PositiveFeatures:
         return cls(2**0.25 * rng.standard_normal((n_features, dim)))
 
 
