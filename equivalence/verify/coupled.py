@@ -83,7 +83,7 @@ def simplex_c(number: Arithmetic, t: Number, d: int, sign: int, *, pair: bool) -
 
 def _sine_integrals(number: Arithmetic, n: int) -> list[Number]:
     """The integrals of sin(a)^k over (0, pi), k < n, by Wallis' recurrence."""
-    found = [number.pi, number.number(2.0)]
+    found = [number.pi(), number.number(2.0)]
     for k in range(2, n):
         found.append(found[k - 2] * number.number(k - 1.0) / number.number(float(k)))
     return found
