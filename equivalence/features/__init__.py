@@ -4,12 +4,14 @@ from equivalence.features.base import Features
 from equivalence.features.couplings import sample_projections
 from equivalence.features.gram import GramFeatures
 from equivalence.features.positive import PositiveFeatures
+from equivalence.features.taylor import TaylorFeatures
 from equivalence.features.trigonometric import TrigonometricFeatures
 
 __all__ = [
     "Features",
     "GramFeatures",
     "PositiveFeatures",
+    "TaylorFeatures",
     "TrigonometricFeatures",
     "sample_projections",
 ]

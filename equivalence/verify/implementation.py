@@ -11,6 +11,7 @@ from equivalence import dual
 from equivalence.features import (
     GramFeatures,
     PositiveFeatures,
+    TaylorFeatures,
     TrigonometricFeatures,
     sample_projections,
 )
@@ -25,6 +26,7 @@ class Implementation:
     attention_weights: Callable[..., Any] = equivalence.attention_weights
     GramFeatures: Any = GramFeatures
     PositiveFeatures: Any = PositiveFeatures
+    TaylorFeatures: Any = TaylorFeatures
     TrigonometricFeatures: Any = TrigonometricFeatures
     sample_projections: Callable[..., Any] = sample_projections
     log_relative_variance: Callable[..., Any] = log_relative_variance

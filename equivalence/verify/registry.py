@@ -16,6 +16,7 @@ STEMS = (
     "orthogonal_features",
     "antithetic_features",
     "trigonometric_features",
+    "taylor_features",
 )
 
 
