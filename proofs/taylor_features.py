@@ -140,8 +140,8 @@ def argument(proof: Proof) -> None:
         monomials,
         BinomialTheorem(),
         monomials_value,
-        because="if sum_{|alpha|=k} (x.y)^alpha/alpha! = t^k/k! in some coordinates for all k, then "
-        "also with one more, where t becomes t + b: so in every number of coordinates",
+        because="if sum_{|alpha|=k} (x.y)^alpha/alpha! = t^k/k! in some coordinates for all k, "
+        "then also with one more, where t becomes t + b: so in every number of coordinates",
     )
     proof.step(
         "How often a monomial occurs among the tuples",
@@ -156,8 +156,8 @@ def argument(proof: Proof) -> None:
         count(d + 1, n + 1) - count(d + 1, n),
         CancelFactorials(),
         factorial(d + n + 1) / (factorial(d) * factorial(n + 1)),
-        because="a monomial of d + 1 coordinates has the new one, and is that times one of a degree "
-        "less, or has it not: with C(0 + n, n) = 1 and C(d + 0, 0) = 1, C(d + n, n) it is",
+        because="a monomial of d + 1 coordinates has the new one, and is that times one of a "
+        "degree less, or has it not: with C(0 + n, n) = 1 and C(d + 0, 0) = 1, C(d + n, n) it is",
     )
     proof.step(
         "The dimension grows with d as",
@@ -200,8 +200,8 @@ def argument(proof: Proof) -> None:
         average,
         Integrate(),
         1 / (n + 1),
-        because="e^{tv} lies between 1 and e^t, so the remainder lies between t^{n+1}/n! times this "
-        "mean, and e^t times as much",
+        because="e^{tv} lies between 1 and e^t, so the remainder lies between t^{n+1}/n! times "
+        "this mean, and e^t times as much",
     )
     proof.step(
         "The integrand of the remainder itself",

@@ -180,12 +180,12 @@ class _Altered(TaylorFeatures):
         dtype = phi.features.dtype
         return Features(phi.features * np.array(factors, dtype), phi.log_scale)
 
-    def factor(self, alpha: Array) -> float:
+    def factor(self, alpha: npt.NDArray[np.intp]) -> float:
         """What the feature x^alpha / sqrt(alpha!) is multiplied with."""
         raise NotImplementedError
 
 
-def _multi_indices(d: int, n: int) -> list[Array]:
+def _multi_indices(d: int, n: int) -> list[npt.NDArray[np.intp]]:
     from itertools import combinations_with_replacement as choose
 
     return [np.bincount(np.array(c, int), minlength=d) for k in range(n + 1)
@@ -193,22 +193,22 @@ def _multi_indices(d: int, n: int) -> list[Array]:
 
 
 class _WithoutMultinomials(_Altered):
-    def factor(self, alpha: Array) -> float:
+    def factor(self, alpha: npt.NDArray[np.intp]) -> float:
         return math.sqrt(math.prod(map(math.factorial, alpha)) / math.factorial(int(alpha.sum())))
 
 
 class _WithoutRoots(_Altered):
-    def factor(self, alpha: Array) -> float:
+    def factor(self, alpha: npt.NDArray[np.intp]) -> float:
         return 1 / math.sqrt(math.prod(map(math.factorial, alpha)))
 
 
 class _DropsTopDegree(_Altered):
-    def factor(self, alpha: Array) -> float:
+    def factor(self, alpha: npt.NDArray[np.intp]) -> float:
         return float(alpha.sum() < self.degree)
 
 
 class _DropsMixed(_Altered):
-    def factor(self, alpha: Array) -> float:
+    def factor(self, alpha: npt.NDArray[np.intp]) -> float:
         return float((alpha > 0).sum() <= 1)
 
 
