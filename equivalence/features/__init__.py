@@ -2,6 +2,7 @@
 
 from equivalence.features.base import Features
 from equivalence.features.couplings import sample_projections
+from equivalence.features.generalized import GeneralizedFeatures
 from equivalence.features.gram import GramFeatures
 from equivalence.features.positive import PositiveFeatures
 from equivalence.features.taylor import TaylorFeatures
@@ -9,6 +10,7 @@ from equivalence.features.trigonometric import TrigonometricFeatures
 
 __all__ = [
     "Features",
+    "GeneralizedFeatures",
     "GramFeatures",
     "PositiveFeatures",
     "TaylorFeatures",

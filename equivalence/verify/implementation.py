@@ -9,12 +9,14 @@ from typing import Any
 import equivalence
 from equivalence import dual
 from equivalence.features import (
+    GeneralizedFeatures,
     GramFeatures,
     PositiveFeatures,
     TaylorFeatures,
     TrigonometricFeatures,
     sample_projections,
 )
+from equivalence.features.generalized import optimal_tilt
 from equivalence.features.variance import log_relative_variance
 
 
@@ -26,6 +28,8 @@ class Implementation:
     attention_weights: Callable[..., Any] = equivalence.attention_weights
     GramFeatures: Any = GramFeatures
     PositiveFeatures: Any = PositiveFeatures
+    GeneralizedFeatures: Any = GeneralizedFeatures
+    optimal_tilt: Callable[..., Any] = optimal_tilt
     TaylorFeatures: Any = TaylorFeatures
     TrigonometricFeatures: Any = TrigonometricFeatures
     sample_projections: Callable[..., Any] = sample_projections

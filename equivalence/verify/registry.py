@@ -17,6 +17,7 @@ STEMS = (
     "antithetic_features",
     "trigonometric_features",
     "taylor_features",
+    "generalized_exponential_features",
 )
 
 
