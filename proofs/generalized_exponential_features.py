@@ -48,11 +48,7 @@ root_squared = (1 + rho) / (2 * rho)
 log_G = log(1 + rho) - log(2) - log(rho) / 2
 
 
-def expectation(function: Expr) -> Expr:
-    """The mean of a function of one standard normal coordinate omega."""
-    return Integral(exp(-(omega**2) / 2) / sqrt(2 * pi) * function, (omega, -oo, oo))
-
-
+normal_moment = Integral(exp(b * omega - omega**2 / 2) / sqrt(2 * pi), (omega, -oo, oo))
 lemma = exp(b**2 / (2 * c)) / sqrt(c)
 one_mean = sqrt(root_squared) * lemma * exp(-squares / 2)
 one_square = root_squared * lemma * exp(-squares)
@@ -78,11 +74,26 @@ discriminant_root = d * (1 + 2 * rho - rho**2) / (rho * (1 + rho))
 
 def argument(proof: Proof) -> None:
     proof.step(
-        "The lemma: a tilted normal coordinate",
-        expectation(exp((1 - c) * omega**2 / 2 + b * omega)),
+        "The moment generating function of one normal coordinate",
+        normal_moment,
         Integrate(),
+        exp(b**2 / 2),
+        because="completing the square",
+    )
+    proof.step(
+        "A tilt exp((1-c) omega^2/2), on another scale",
+        b * omega - c * omega**2 / 2,
+        Substitute({omega: omega / sqrt(c)}),
+        b * omega / sqrt(c) - omega**2 / 2,
+        because="the tilted density exp(-c omega^2/2) becomes the normal one, d omega brings "
+        "1/sqrt(c), and b becomes b/sqrt(c)",
+    )
+    proof.step(
+        "The lemma: E exp((1-c) omega^2/2 + b omega)",
+        exp(b**2 / 2) / sqrt(c),
+        Substitute({b: b / sqrt(c)}),
         lemma,
-        because="completing the square at variance 1/c",
+        because="the two steps before, together",
     )
     proof.step(
         "The root in front of w.x",

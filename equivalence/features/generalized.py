@@ -226,7 +226,8 @@ def _log_excess(s: Array, d: int, A: float, antithetic: bool) -> Array:
     d_log_G = d / 2 * math.log1p(16 * A**2 * rho)
     if not antithetic:
         a = d_log_G + rho * s
-        return a + np.log(-np.expm1(-a))
+        excess: Array = a + np.log(-np.expm1(-a))
+        return excess
     c = d_log_G - (1 - rho) * s / 2
     spread = (1 + rho) * s / 4
     log_main = c + 2 * (spread + np.log(-np.expm1(-2 * spread))) - math.log(2)

@@ -76,9 +76,9 @@ def _fitted(impl: Implementation, case: Case, Q: Array, K: Array) -> Iterator[Co
     size = float(((abs(Q.astype(np.float64))[:, None] + abs(K)) ** 2).sum(axis=-1).mean())
     s_error = gamma(2 * len(Q) + 2 * len(K) + 2 * d + 8, _U) * size
     for antithetic in (False, True):
-        phi = impl.GeneralizedFeatures.sample(
-            d, 2, rng=case.rng("fit"), antithetic=antithetic
-        ).fit(K, Q)
+        phi = impl.GeneralizedFeatures.sample(d, 2, rng=case.rng("fit"), antithetic=antithetic).fit(
+            K, Q
+        )
         rho = 1 / (1 - 8 * phi.A)
         sigma = 1 / (1 + math.exp(-(1 + rho) * s)) if antithetic else 1.0
         pull = 2 * rho * (1 + rho) * sigma
@@ -203,7 +203,10 @@ def _variances(
         poisson = p * gamma(6, _U) * k * (math.log(k) + 1)
         size = np.nan_to_num(abs(log_variance), posinf=0.0) + t + math.log(n) + 1
         budget = Budget(
-            got * np.expm1(4 * u * size) + gamma(d + 32, _U) * (t + 4) * terms + poisson + subtracted,
+            got * np.expm1(4 * u * size)
+            + gamma(d + 32, _U) * (t + 4) * terms
+            + poisson
+            + subtracted,
             "s errs by gamma_(d+2), its exponentials by s times that, the logarithm by u times its "
             "size, each Poisson probability of c by 6 k log k u; G^d e^{(rho-1)s} - e^{-s} by "
             "gamma_(2d+8) of both where it is subtracted in floats",
@@ -284,7 +287,7 @@ class _FitsWithoutMeans(GeneralizedFeatures):
 
 
 class _FitsPairsAsIndependent(GeneralizedFeatures):
-    _is_antithetic = False  # type: ignore[assignment]
+    _is_antithetic = False
 
 
 def _best_of_radius(s: float, dim: int, *, antithetic: bool = False) -> float:
