@@ -15,7 +15,9 @@ For orthogonal projections c = g(t), or g(-t) for trigonometric features, where
 
 for directions at cosine rho, with B = sin(a), a of density proportional to sin(a)^(d-1) on (0, pi),
 
-    c = E exp(rho B t) (g(t (1 + rho B)) + 1) - 1.
+    c = E exp(rho B t) (g(t (1 + rho B)) + 1) - 1,
+
+and for terms that are even in w, antithetic pairs and cosines, the mean of this at rho and -rho.
 
 Everything is computed times e^{-t}, which stays between -1 and 1: nothing overflows.
 Source: proofs/orthogonal_features.py, proofs/simplex_features.py.
@@ -177,16 +179,26 @@ def _positive(t: Array, d: int, b: Array) -> Array:
 def _antithetic(t: Array, d: int, b: Array) -> Array:
     """The mean of `_positive` at b and -b: w and -w meet the other pair at both cosines."""
     t = np.minimum(t, _NEGLIGIBLE)[:, None]
-    cosh_minus_one = 2 * np.sinh(b * t / 2) ** 2
     tilted = [np.exp(y * t - t) * _g(t * (1 + y), d) for y in (b, -b)]
-    both: Array = np.exp(-t) * cosh_minus_one + (tilted[0] + tilted[1]) / 2
+    both: Array = _scaled_cosh_minus_one(b * t, t) + (tilted[0] + tilted[1]) / 2
     return both
 
 
 def _trigonometric(t: Array, d: int, b: Array) -> Array:
-    """e^{-t} [(e^{-bt} - 1) + e^{-bt} g(-t (1 + b))] for each t and each b."""
+    """The mean of e^{-t} [(e^{bt} - 1) + e^{bt} g(-t (1 - b))] at b and -b.
+
+    A cosine is even, so it too meets the other one at both cosines.
+    """
     t = t[:, None]
-    return _scaled_expm1(-b * t, t) + _scaled_g_of_minus(t * (1 + b), d)
+    tilted = [_scaled_g_of_minus(t * (1 + y), d) for y in ((b, -b) if b.any() else (b,))]
+    both: Array = _scaled_cosh_minus_one(b * t, t) + sum(tilted, np.zeros(())) / len(tilted)
+    return both
+
+
+def _scaled_cosh_minus_one(y: Array, t: Array) -> Array:
+    """e^{-t} (cosh y - 1), for |y| <= t."""
+    scaled: Array = np.exp(abs(y) - t) * np.expm1(-abs(y)) ** 2 / 2
+    return scaled
 
 
 def _scaled_expm1(y: Array, t: Array) -> Array:

@@ -39,6 +39,7 @@ class Arithmetic:
     sum: Callable[[Iterable[Number]], Number]
     dots: Callable[[Sequence[Vector], Sequence[Vector]], list[list[Number]]]
     kummer: Callable[[float, float, Number], Number]
+    pi: Number
     distance: Callable[[float, Number], float]
     certified: bool
 
@@ -75,6 +76,7 @@ FLOATS = Arithmetic(
     sum=math.fsum,
     dots=_float_dots,
     kummer=_float_kummer,
+    pi=math.pi,
     distance=lambda got, want: abs(got - want),
     certified=False,
 )
@@ -111,6 +113,7 @@ def balls() -> Arithmetic:
         sum=lambda terms: sum(terms, arb(0)),
         dots=dots,
         kummer=lambda a, b, z: z.hypgeom_1f1(a, b),
+        pi=arb.pi(),
         distance=distance,
         certified=True,
     )

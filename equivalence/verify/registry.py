@@ -18,6 +18,7 @@ STEMS = (
     "trigonometric_features",
     "taylor_features",
     "generalized_exponential_features",
+    "simplex_features",
 )
 
 
