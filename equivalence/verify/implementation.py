@@ -14,6 +14,7 @@ from equivalence.features import (
     PositiveFeatures,
     TaylorFeatures,
     TrigonometricFeatures,
+    prediction,
     sample_projections,
 )
 from equivalence.features.generalized import optimal_tilt
@@ -30,6 +31,10 @@ class Implementation:
     PositiveFeatures: Any = PositiveFeatures
     GeneralizedFeatures: Any = GeneralizedFeatures
     optimal_tilt: Callable[..., Any] = optimal_tilt
+    attention_bias: Callable[..., Any] = prediction.attention_bias
+    attention_mean_square_error: Callable[..., Any] = prediction.attention_mean_square_error
+    required_features: Callable[..., Any] = prediction.required_features
+    log_lower_tail: Callable[..., Any] = prediction.log_lower_tail
     TaylorFeatures: Any = TaylorFeatures
     TrigonometricFeatures: Any = TrigonometricFeatures
     sample_projections: Callable[..., Any] = sample_projections

@@ -19,6 +19,7 @@ STEMS = (
     "taylor_features",
     "generalized_exponential_features",
     "simplex_features",
+    "random_feature_attention",
 )
 
 
