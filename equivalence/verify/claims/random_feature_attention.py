@@ -45,9 +45,9 @@ def check(impl: Implementation, case: Case) -> Iterator[Comparison]:
 
 
 def _line(case: Case) -> tuple[Array, Array, Array]:
-    """One query and at most 8 keys on a line, no further than 1 from 0, in the case's dtype.
+    """One query and at most 8 keys on a line, no further than 1/2 from 0, in the case's dtype.
 
-    There |k + q| <= 2, the features are near their means at 32 of them, and the expansion is valid.
+    There |k + q| <= 1, the features are near their means at 32 of them, and the expansion is valid.
     """
     Q, K = scaled(case)
     q, k = Q[case.rows[0], :1], K[:8, 0]
