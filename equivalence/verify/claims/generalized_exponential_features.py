@@ -131,15 +131,16 @@ def _by_quadrature(
         (abs(W) @ (abs(x) + abs(y))[0].astype(np.float64)) * root
         + 2 * abs(A) * norm / beta + norms + d * abs(math.log1p(-4 * A)) + math.log(len(W)) + 1
     )  # fmt: skip
-    own = gamma(2 * d + 12, u) * (size + size.max()) + 64 * u
+    # The row's largest exponent enters twice and cancels, but for three roundings a point.
+    own = gamma(2 * d + 12, u) * size + 6 * u * size.max() + 64 * u
     ours = gamma(d + 12, _U) * (norm + abs(slope * t) + abs(constant) + abs(shift) + 1)
     lost = np.isneginf(exponent)
     error = np.where(lost, 1.0, np.expm1(p * own + ours))
     budget = Budget(
         np.full((1, 1), (terms * error).sum() + gamma(len(W) + 8, _U) * terms.sum()
                 + 2 * discretisation_error() * terms.sum()),
-        "exponents err by gamma_(2d+12) of their terms; trapezoidal rule, 2 exp(-2 pi^2/h^2), and "
-        "tails beyond 9 standard deviations; norms beside x + y exactly",
+        "exponents err by gamma_(2d+12) of their terms and 6u of the largest; "
+        "trapezoidal rule, 2 exp(-2 pi^2/h^2), and tails beyond 9 standard deviations; norms beside x + y exactly",
         u,
     )  # fmt: skip
     number = case.arithmetic

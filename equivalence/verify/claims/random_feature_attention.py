@@ -80,7 +80,8 @@ def _constants(
     ):  # fmt: skip
         constant, interval = _extrapolate(exact)
         got = np.ravel(predict(*arguments, scale=1.0))
-        lengths = np.sqrt((N**2).sum(axis=1))
+        # The terms of N, which may cancel: their sizes count, not that of N.
+        lengths = (T * p) @ np.linalg.norm(V - p @ V, axis=1)
         spread = float(law @ (lengths**2 if "square" in what else lengths))
         # Sums over nodes: a power m of L multiplies their rounding by m; the steps of Richardson
         # with factors 2^j have weights below 9 together.
