@@ -140,7 +140,8 @@ def _by_quadrature(
         np.full((1, 1), (terms * error).sum() + gamma(len(W) + 8, _U) * terms.sum()
                 + 2 * discretisation_error() * terms.sum()),
         "exponents err by gamma_(2d+12) of their terms and 6u of the largest; "
-        "trapezoidal rule, 2 exp(-2 pi^2/h^2), and tails beyond 9 standard deviations; norms beside x + y exactly",
+        "trapezoidal rule, 2 exp(-2 pi^2/h^2), and tails beyond 9 standard deviations; norms "
+        "beside x + y exactly",
         u,
     )  # fmt: skip
     number = case.arithmetic
