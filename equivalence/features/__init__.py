@@ -2,14 +2,18 @@
 
 from equivalence.features.base import Features, biased
 from equivalence.features.couplings import sample_projections
+from equivalence.features.generalized import GeneralizedFeatures
 from equivalence.features.gram import GramFeatures
 from equivalence.features.positive import PositiveFeatures
+from equivalence.features.taylor import TaylorFeatures
 from equivalence.features.trigonometric import TrigonometricFeatures
 
 __all__ = [
     "Features",
+    "GeneralizedFeatures",
     "GramFeatures",
     "PositiveFeatures",
+    "TaylorFeatures",
     "TrigonometricFeatures",
     "biased",
     "sample_projections",

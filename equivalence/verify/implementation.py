@@ -19,11 +19,15 @@ from equivalence import (
     streaming,
 )
 from equivalence.features import (
+    GeneralizedFeatures,
     GramFeatures,
     PositiveFeatures,
+    TaylorFeatures,
     TrigonometricFeatures,
+    prediction,
     sample_projections,
 )
+from equivalence.features.generalized import optimal_tilt
 from equivalence.features.variance import log_relative_variance
 
 
@@ -35,6 +39,13 @@ class Implementation:
     attention_weights: Callable[..., Any] = equivalence.attention_weights
     GramFeatures: Any = GramFeatures
     PositiveFeatures: Any = PositiveFeatures
+    GeneralizedFeatures: Any = GeneralizedFeatures
+    optimal_tilt: Callable[..., Any] = optimal_tilt
+    attention_bias: Callable[..., Any] = prediction.attention_bias
+    attention_mean_square_error: Callable[..., Any] = prediction.attention_mean_square_error
+    required_features: Callable[..., Any] = prediction.required_features
+    log_lower_tail: Callable[..., Any] = prediction.log_lower_tail
+    TaylorFeatures: Any = TaylorFeatures
     TrigonometricFeatures: Any = TrigonometricFeatures
     sample_projections: Callable[..., Any] = sample_projections
     log_relative_variance: Callable[..., Any] = log_relative_variance
