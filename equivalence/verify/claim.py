@@ -52,6 +52,11 @@ class Mutant:
         return replace(implementation, **self.parts)
 
 
+def mutant(name: str, defect: str, **parts: Any) -> Mutant:
+    """The mutant whose parts, by the names of `Implementation`, are given as keywords."""
+    return Mutant(name, defect, parts)
+
+
 @dataclass(frozen=True)
 class Claim:
     """One claim of the catalogue; its stem names its proof, code, tests and command line."""

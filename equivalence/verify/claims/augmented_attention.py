@@ -14,7 +14,7 @@ from equivalence.modifications import augmented_attention, augmented_pairs, line
 from equivalence.verify import oracle
 from equivalence.verify.budgets import Budget, attention_budget, gamma, weight_errors
 from equivalence.verify.cases import Case
-from equivalence.verify.claim import Claim, Kind, Mutant
+from equivalence.verify.claim import Claim, Kind, mutant
 from equivalence.verify.compare import Comparison, compare
 from equivalence.verify.dual_case import DualCase, see_dual
 from equivalence.verify.implementation import Implementation
@@ -215,10 +215,6 @@ def _float32(query: Array, key: Array, value: Array, **o: Any) -> Array:
     return augmented_attention(*single, **o).astype(value.dtype)
 
 
-def _mutant(name: str, defect: str, **parts: Any) -> Mutant:
-    return Mutant(name, defect, parts)
-
-
 claim = Claim(
     stem="augmented_attention",
     statement="One step on the loss over augmented pairs (phi(g2(k_i)), g1(v_i)) gives attention "
@@ -228,40 +224,40 @@ claim = Claim(
     needs=("attention", "augmented_attention", "augmented_pairs"),
     check=check,
     mutants=(
-        _mutant(
+        mutant(
             "D_of_original_keys",
             "D sums over the keys before they are mapped",
             augmented_attention=_D_of_original_keys,
         ),
-        _mutant(
+        mutant(
             "maps_the_output",
             "the value map is applied to the output",
             augmented_attention=_maps_the_output,
         ),
-        _mutant(
+        mutant(
             "maps_the_query",
             "the key map is applied to the query as well",
             augmented_attention=_maps_the_query,
         ),
-        _mutant(
+        mutant(
             "not_the_last_token",
             "the query's own token is not augmented",
             augmented_attention=_not_the_last_token,
         ),
-        _mutant(
+        mutant(
             "without_residual",
             "a residual map loses its identity part",
             augmented_attention=_without_residual,
         ),
-        _mutant(
+        mutant(
             "keys_only", "the dual is trained on the original labels", augmented_pairs=_keys_only
         ),
-        _mutant(
+        mutant(
             "values_only",
             "the dual is trained on the features of the original keys",
             augmented_pairs=_values_only,
         ),
-        _mutant("float32_layer", "the layer is computed in float32", augmented_attention=_float32),
+        mutant("float32_layer", "the layer is computed in float32", augmented_attention=_float32),
     ),
     assumptions="As one_gradient_step, with the augmented tokens in the place of all tokens, the "
     "query-side ones among them. The maps act on each token by itself.",

@@ -15,7 +15,7 @@ from equivalence.streaming import AttentionState, causal_attention_by_chunks
 from equivalence.verify import oracle
 from equivalence.verify.budgets import Budget, attention_budget, dual_budget, exact, gamma
 from equivalence.verify.cases import Case
-from equivalence.verify.claim import Claim, Kind, Mutant
+from equivalence.verify.claim import Claim, Kind, mutant
 from equivalence.verify.compare import Comparison, compare
 from equivalence.verify.dual_case import exponent_error, on_one_scale, scaled
 from equivalence.verify.implementation import Implementation
@@ -290,10 +290,6 @@ def _drops_last_chunk(q: Features, k: Features, values: Array, *, chunk_size: in
     return o
 
 
-def _mutant(name: str, defect: str, **parts: Any) -> Mutant:
-    return Mutant(name, defect, parts)
-
-
 claim = Claim(
     stem="causal_streaming",
     statement="The state S_t = S_{t-1} + v_t phi(k_t)^T, n_t = n_{t-1} + phi(k_t) reads causal "
@@ -309,50 +305,50 @@ claim = Claim(
     ),
     check=check,
     mutants=(
-        _mutant("forgets_normalizer", "reads S phi(q) alone", AttentionState=_ForgetsNormalizer),
-        _mutant(
+        mutant("forgets_normalizer", "reads S phi(q) alone", AttentionState=_ForgetsNormalizer),
+        mutant(
             "normalizer_of_features",
             "divides by the sum of n, whatever the query",
             AttentionState=_NormalizerOfFeatures,
         ),
-        _mutant(
+        mutant(
             "merges_without_rescaling",
             "adds sums of different log scales",
             AttentionState=_ForgetsScales,
         ),
-        _mutant("decays", "the older state decays by 1 % a merge", AttentionState=_Decays),
-        _mutant(
+        mutant("decays", "the older state decays by 1 % a merge", AttentionState=_Decays),
+        mutant(
             "keeps_first_scale",
             "a merged state has the log scale of its first part",
             AttentionState=_KeepsFirst,
         ),
-        _mutant("empty_counts_one", "the empty state has n = 1", AttentionState=_EmptyCountsOne),
-        _mutant(
+        mutant("empty_counts_one", "the empty state has n = 1", AttentionState=_EmptyCountsOne),
+        mutant(
             "restores_without_scale",
             "a restored state has lost its log scale",
             AttentionState=_RestoresWithoutScale,
         ),
-        _mutant(
+        mutant(
             "sees_the_whole_chunk",
             "no triangle within a chunk",
             causal_attention_by_chunks=_sees_the_whole_chunk,
         ),
-        _mutant(
+        mutant(
             "forgets_the_chunks_before",
             "each chunk starts from the empty state",
             causal_attention_by_chunks=_forgets_the_chunks_before,
         ),
-        _mutant(
+        mutant(
             "reads_before_it_updates",
             "a query does not see its own token",
             causal_attention_by_chunks=_reads_before_it_updates,
         ),
-        _mutant(
+        mutant(
             "drops_last_chunk",
             "a last chunk that is not full is not added",
             causal_attention_by_chunks=_drops_last_chunk,
         ),
-        _mutant("float32_state", "S is kept in float32", AttentionState=_Float32),
+        mutant("float32_state", "S is kept in float32", AttentionState=_Float32),
     ),
     assumptions="phi(x).phi(y) is the kernel that attention uses: softmax itself with "
     "gram_features whose landmarks contain every key, in the limit of many with random features; "

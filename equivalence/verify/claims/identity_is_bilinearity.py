@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +25,7 @@ from equivalence.verify.budgets import (
     smoother_budget,
 )
 from equivalence.verify.cases import Case, make_case
-from equivalence.verify.claim import Claim, Kind, Mutant
+from equivalence.verify.claim import Claim, Kind, mutant
 from equivalence.verify.compare import Comparison, Refutation, compare, refute
 from equivalence.verify.dual_case import scaled, see_dual
 from equivalence.verify.implementation import Implementation
@@ -271,10 +270,6 @@ def _float32(W: Array, query_features: Array) -> Array:
     return single.astype(W.dtype)
 
 
-def _mutant(name: str, defect: str, **parts: Any) -> Mutant:
-    return Mutant(name, defect, parts)
-
-
 claim = Claim(
     stem="identity_is_bilinearity",
     statement="For every positive semidefinite kernel and any values, one step predicts that "
@@ -297,36 +292,36 @@ claim = Claim(
     ),
     check=check,
     mutants=(
-        _mutant(
+        mutant(
             "wrong_kernel_on_one_side",
             "the dual has Gaussian features whatever the kernel",
             kernel_features=_always_gaussian,
         ),
-        _mutant(
+        mutant(
             "wrong_kernel_on_both_sides",
             "the same wrong kernel in features and smoother: the identity holds",
             kernel_features=_squared_features,
             kernel_attention=_squared_attention,
         ),
-        _mutant(
+        mutant(
             "two_maps",
             "keys are one-hot and queries kernel values: no feature map, but the identity holds",
             kernel_features=_two_maps,
         ),
-        _mutant(
+        mutant(
             "D_of_demonstrations", "D leaves out the last token", normalizer=_sum_of_demonstrations
         ),
-        _mutant("D_of_the_query", "D is |phi(q)|^2", normalizer=_norm_of_query),
-        _mutant(
+        mutant("D_of_the_query", "D is |phi(q)|^2", normalizer=_norm_of_query),
+        mutant(
             "smoother_without_D",
             "the kernel's weighted values are averaged over n",
             kernel_attention=_unnormalized,
         ),
-        _mutant("transposed_outer_product", "phi v^T read as v phi^T", gradient=_transposed),
-        _mutant("no_query_side_tokens", "W_0 = 0", initial_weights=_no_query_side),
-        _mutant("ascends", "the step has the wrong sign", gradient_step=_ascends),
-        _mutant("eta_twice", "the step is scaled by eta twice", gradient_step=_eta_twice),
-        _mutant("float32_prediction", "the read-out is computed in float32", predict=_float32),
+        mutant("transposed_outer_product", "phi v^T read as v phi^T", gradient=_transposed),
+        mutant("no_query_side_tokens", "W_0 = 0", initial_weights=_no_query_side),
+        mutant("ascends", "the step has the wrong sign", gradient_step=_ascends),
+        mutant("eta_twice", "the step is scaled by eta twice", gradient_step=_eta_twice),
+        mutant("float32_prediction", "the read-out is computed in float32", predict=_float32),
     ),
     assumptions="D(q) > 0; the kernels shown are linear attention's (elu + 1), 1 + (x.y)^2, the "
     "Gaussian and the Laplacian. Two kernels that are proportional at the keys, by a factor of the "

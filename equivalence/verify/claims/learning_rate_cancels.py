@@ -13,7 +13,7 @@ from equivalence._arrays import Array
 from equivalence.verify import oracle
 from equivalence.verify.budgets import attention_budget, sum_budget
 from equivalence.verify.cases import Case
-from equivalence.verify.claim import Claim, Kind, Mutant
+from equivalence.verify.claim import Claim, Kind, mutant
 from equivalence.verify.compare import Comparison, compare
 from equivalence.verify.dual_case import DualCase, see_dual
 from equivalence.verify.implementation import Implementation
@@ -190,10 +190,6 @@ class _CapsLearningRate(OneStepRegressor):
         return self
 
 
-def _mutant(name: str, defect: str, **parts: Any) -> Mutant:
-    return Mutant(name, defect, parts)
-
-
 claim = Claim(
     stem="learning_rate_cancels",
     statement="L(W) = -(1/(eta D)) sum_i v_i^T W phi(k_i) carries 1/eta, so W_0 - eta grad L(W_0) "
@@ -213,34 +209,34 @@ claim = Claim(
     ),
     check=check,
     mutants=(
-        _mutant("loss_without_eta", "the loss carries no 1/eta", loss=_loss_without_eta),
-        _mutant("gradient_without_eta", "nor does the gradient", gradient=_without_eta),
-        _mutant("gradient_with_eta", "the gradient carries eta, not 1/eta", gradient=_with_eta),
-        _mutant(
+        mutant("loss_without_eta", "the loss carries no 1/eta", loss=_loss_without_eta),
+        mutant("gradient_without_eta", "nor does the gradient", gradient=_without_eta),
+        mutant("gradient_with_eta", "the gradient carries eta, not 1/eta", gradient=_with_eta),
+        mutant(
             "no_eta_anywhere",
             "loss and step both ignore eta: it seems to cancel",
             gradient=_without_eta,
             gradient_step=_step_without_eta,
         ),
-        _mutant("adds_epsilon", "1e-12 is added to eta in the loss", gradient=_adds_epsilon),
-        _mutant("clips_gradient", "the gradient is cut to a length", gradient=_clips_gradient),
-        _mutant(
+        mutant("adds_epsilon", "1e-12 is added to eta in the loss", gradient=_adds_epsilon),
+        mutant("clips_gradient", "the gradient is cut to a length", gradient=_clips_gradient),
+        mutant(
             "normalizes_gradient",
             "the step has length eta, whatever the gradient",
             gradient_step=_normalizes_gradient,
         ),
-        _mutant("sign_step", "each entry moves by eta", gradient_step=_sign_step),
-        _mutant(
+        mutant("sign_step", "each entry moves by eta", gradient_step=_sign_step),
+        mutant(
             "decoupled_weight_decay",
             "weights also decay by 1e-3 eta",
             gradient_step=_decoupled_weight_decay,
         ),
-        _mutant(
+        mutant(
             "caps_learning_rate",
             "the regressor steps by at most 1",
             OneStepRegressor=_CapsLearningRate,
         ),
-        _mutant(
+        mutant(
             "float32_learning_rate",
             "the step's eta is rounded to float32, the loss's is not",
             gradient_step=_float32_rate,

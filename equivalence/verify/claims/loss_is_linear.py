@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,7 @@ from equivalence.ball import ball_optimum, step_length
 from equivalence.verify import oracle
 from equivalence.verify.budgets import Budget, sum_budget
 from equivalence.verify.cases import Case
-from equivalence.verify.claim import Claim, Kind, Mutant
+from equivalence.verify.claim import Claim, Kind, mutant
 from equivalence.verify.compare import Comparison, compare
 from equivalence.verify.dual_case import DualCase, see_dual
 from equivalence.verify.implementation import Implementation
@@ -274,10 +273,6 @@ def _float32(values: Array, features: Array, radius: npt.ArrayLike) -> Array:
     return single.astype(values.dtype)
 
 
-def _mutant(name: str, defect: str, **parts: Any) -> Mutant:
-    return Mutant(name, defect, parts)
-
-
 claim = Claim(
     stem="loss_is_linear",
     statement="L is linear in W and unbounded below: T full steps give W_0 + (T/D) G, "
@@ -297,25 +292,25 @@ claim = Claim(
     ),
     check=check,
     mutants=(
-        _mutant("least_squares", "the loss is the squared error", loss=_squared_error),
-        _mutant("ridge", "the loss has a penalty 1e-6 |W|^2", loss=_ridge),
-        _mutant("bounded_loss", "the loss is cut off at -1000", loss=_bounded),
-        _mutant("offset", "the loss is 1 - agreement", loss=_with_offset),
-        _mutant("log_loss", "the loss is log(1 + e^L)", loss=_log_loss),
-        _mutant(
+        mutant("least_squares", "the loss is the squared error", loss=_squared_error),
+        mutant("ridge", "the loss has a penalty 1e-6 |W|^2", loss=_ridge),
+        mutant("bounded_loss", "the loss is cut off at -1000", loss=_bounded),
+        mutant("offset", "the loss is 1 - agreement", loss=_with_offset),
+        mutant("log_loss", "the loss is log(1 + e^L)", loss=_log_loss),
+        mutant(
             "projects_weights", "steps stay in a ball of two steps' radius", gradient_step=_projects
         ),
-        _mutant("decays_weights", "weights decay by 1e-6 a step", gradient_step=_decays),
-        _mutant("not_normalized", "r G, whatever its length", ball_optimum=_not_normalized),
-        _mutant("largest_loss", "the optimum has the wrong sign", ball_optimum=_largest_loss),
-        _mutant("spectral_norm", "G over its largest singular value", ball_optimum=_spectral_norm),
-        _mutant("sum_of_norms", "G over sum_i |v_i||phi(k_i)|", ball_optimum=_sum_of_norms),
-        _mutant("each_output", "each output has a ball of its own", ball_optimum=_each_output),
-        _mutant(
+        mutant("decays_weights", "weights decay by 1e-6 a step", gradient_step=_decays),
+        mutant("not_normalized", "r G, whatever its length", ball_optimum=_not_normalized),
+        mutant("largest_loss", "the optimum has the wrong sign", ball_optimum=_largest_loss),
+        mutant("spectral_norm", "G over its largest singular value", ball_optimum=_spectral_norm),
+        mutant("sum_of_norms", "G over sum_i |v_i||phi(k_i)|", ball_optimum=_sum_of_norms),
+        mutant("each_output", "each output has a ball of its own", ball_optimum=_each_output),
+        mutant(
             "orthogonal_optimum", "all singular values are made equal", ball_optimum=_orthogonal
         ),
-        _mutant("radius_without_D", "the step is taken to be |G|_F long", step_length=_length_of_G),
-        _mutant("float32_optimum", "the optimum is found in float32", ball_optimum=_float32),
+        mutant("radius_without_D", "the step is taken to be |G|_F long", step_length=_length_of_G),
+        mutant("float32_optimum", "the optimum is found in float32", ball_optimum=_float32),
     ),
     assumptions="D > 0, eta > 0, G != 0; D is a number, fixed while W moves.",
     budget="gamma_k sum_i |v_i||phi(k_i)|, k = n + c + m + c m + 8, times 1 to 9; the dual's "

@@ -14,7 +14,7 @@ from equivalence.data import load_heads
 from equivalence.verify import oracle
 from equivalence.verify.budgets import Budget, attention_budget, dual_budget, gamma, sum_budget
 from equivalence.verify.cases import Case, head_case
-from equivalence.verify.claim import Claim, Kind, Mutant
+from equivalence.verify.claim import Claim, Kind, mutant
 from equivalence.verify.compare import Comparison, compare
 from equivalence.verify.dual_case import DualCase, exponent_error, see_dual
 from equivalence.verify.implementation import Implementation
@@ -220,10 +220,6 @@ def _transposed_W_O(value: Any, W_O: Any) -> Array:
     return layers.joint_labels(value, W_O.T.reshape(W_O.shape))
 
 
-def _mutant(name: str, defect: str, **parts: Any) -> Mutant:
-    return Mutant(name, defect, parts)
-
-
 claim = Claim(
     stem="multi_head_attention",
     statement="Concatenated heads times W_O are one linear model after one gradient step: labels "
@@ -239,46 +235,46 @@ claim = Claim(
     ),
     check=check,
     mutants=(
-        _mutant("one_D", "every head has the D of the first", joint_query_features=_one_D),
-        _mutant("sum_of_D", "the heads share the sum of their D", joint_query_features=_sum_of_D),
-        _mutant(
+        mutant("one_D", "every head has the D of the first", joint_query_features=_one_D),
+        mutant("sum_of_D", "the heads share the sum of their D", joint_query_features=_sum_of_D),
+        mutant(
             "shared_features",
             "all heads have the first one's features",
             joint_key_features=_shared_features,
         ),
-        _mutant(
+        mutant(
             "mixed_features",
             "a token's features are those of all heads",
             joint_key_features=_mixed_features,
         ),
-        _mutant(
+        mutant(
             "first_block_for_all",
             "W_O^1 in the labels of all heads",
             joint_labels=_first_block_for_all,
         ),
-        _mutant("transposed_W_O", "W_O^T read as W_O", joint_labels=_transposed_W_O),
-        _mutant(
+        mutant("transposed_W_O", "W_O^T read as W_O", joint_labels=_transposed_W_O),
+        mutant(
             "reversed_heads", "the last head is the first", multi_head_attention=_reversed_heads
         ),
-        _mutant(
+        mutant(
             "heads_before_tokens",
             "(h, n, c) read as (n, h c) without moving the axis",
             multi_head_attention=_concatenated(lambda heads: heads.swapaxes(0, 1)),
         ),
-        _mutant(
+        mutant(
             "interleaved",
             "the first coordinates of all heads come first",
             multi_head_attention=_concatenated(lambda heads: heads.swapaxes(1, 2)),
         ),
-        _mutant(
+        mutant(
             "without_last_block",
             "W_O is zero for the last head",
             multi_head_attention=_without_last_block,
         ),
-        _mutant(
+        mutant(
             "mean_of_heads", "heads are averaged, not summed", multi_head_attention=_mean_of_heads
         ),
-        _mutant("float32_heads", "computed in float32", multi_head_attention=_float32),
+        mutant("float32_heads", "computed in float32", multi_head_attention=_float32),
     ),
     assumptions="As one_gradient_step, for each head: its features are exact for its own kernel. "
     "The layer's weights sum to 1 in each head, so to h in all: jointly no kernel smoother.",

@@ -14,7 +14,7 @@ from equivalence.modifications import lowest_score_tokens, negative_attention, n
 from equivalence.verify import oracle
 from equivalence.verify.budgets import Budget, attention_budget, exact, score_error, sum_budget
 from equivalence.verify.cases import Case
-from equivalence.verify.claim import Claim, Kind, Mutant
+from equivalence.verify.claim import Claim, Kind, mutant
 from equivalence.verify.compare import Comparison, compare
 from equivalence.verify.dual_case import DualCase
 from equivalence.verify.implementation import Implementation
@@ -293,10 +293,6 @@ def _forgets_empty(values: Array, *, beta: float, negatives: Sets) -> Array:
     return labels * negatives.any(axis=-1, keepdims=True)
 
 
-def _mutant(name: str, defect: str, **parts: Any) -> Mutant:
-    return Mutant(name, defect, parts)
-
-
 claim = Claim(
     stem="negative_attention",
     statement="One step on the loss whose labels are v_i - (beta/|N(i)|) sum_{j in N(i)} v_j gives "
@@ -306,45 +302,45 @@ claim = Claim(
     needs=("attention", "negative_attention", "negative_labels", "lowest_score_tokens"),
     check=check,
     mutants=(
-        _mutant("adds", "the mean of the negatives is added", negative_attention=_adds),
-        _mutant(
+        mutant("adds", "the mean of the negatives is added", negative_attention=_adds),
+        mutant(
             "highest_scores",
             "the negatives are the tokens with the highest scores",
             negative_attention=_sets(_highest),
         ),
-        _mutant(
+        mutant(
             "one_set_for_all_queries",
             "the lowest scores are those of the mean query",
             negative_attention=_sets(_one_set_for_all),
         ),
-        _mutant(
+        mutant(
             "from_query_side_too",
             "the query-side tokens lose the mean of the negatives as well",
             negative_attention=_from_query_side_too,
         ),
-        _mutant("one_too_few", "N(q) has r - 1 tokens", lowest_score_tokens=_one_too_few),
-        _mutant(
+        mutant("one_too_few", "N(q) has r - 1 tokens", lowest_score_tokens=_one_too_few),
+        mutant(
             "last_of_equal_scores",
             "of equal scores the last is the lowest",
             lowest_score_tokens=_last_of_equal,
         ),
-        _mutant("sums", "the negatives are summed, not averaged", negative_labels=_sums),
-        _mutant(
+        mutant("sums", "the negatives are summed, not averaged", negative_labels=_sums),
+        mutant(
             "mean_over_all_tokens",
             "the sum of the negatives is divided by N, not by |N(i)|",
             negative_labels=_mean_over_all,
         ),
-        _mutant(
+        mutant(
             "transposed_sets",
             "j is a negative of i where i is one of j",
             negative_labels=_transposed,
         ),
-        _mutant(
+        mutant(
             "forgets_empty_sets",
             "a token without negatives loses its label",
             negative_labels=_forgets_empty,
         ),
-        _mutant("float32_layer", "the layer is computed in float32", negative_attention=_float32),
+        mutant("float32_layer", "the layer is computed in float32", negative_attention=_float32),
     ),
     assumptions="As one_gradient_step. A token with an empty N(i) keeps its value; query-side "
     "tokens keep theirs. The r lowest scores depend on q: the output is piecewise smooth in q and "

@@ -20,7 +20,7 @@ from equivalence.verify.budgets import (
     sum_budget,
 )
 from equivalence.verify.cases import Case
-from equivalence.verify.claim import Claim, Kind, Mutant
+from equivalence.verify.claim import Claim, Kind, mutant
 from equivalence.verify.compare import Comparison, compare
 from equivalence.verify.dual_case import DualCase, exponent_error, on_one_scale, scaled, see_dual
 from equivalence.verify.implementation import Implementation
@@ -209,10 +209,6 @@ class _ForgetsInitialWeights(OneStepRegressor):
         return self
 
 
-def _mutant(name: str, defect: str, **parts: Any) -> Mutant:
-    return Mutant(name, defect, parts)
-
-
 claim = Claim(
     stem="one_gradient_step",
     statement="From W_0 = (1/D) sum_t v_t phi(k_t)^T, one gradient step on "
@@ -221,44 +217,44 @@ claim = Claim(
     needs=("attention", "GramFeatures", "OneStepRegressor"),
     check=check,
     mutants=(
-        _mutant(
+        mutant(
             "wrong_kernel",
             "features of the Gaussian kernel instead of exp(x.y)",
             GramFeatures=_Squeezed,
         ),
-        _mutant(
+        mutant(
             "D_of_demonstrations",
             "D leaves out the query's own token",
             normalizer=_only_demonstrations,
         ),
-        _mutant("D_of_first_query", "one D for all queries", normalizer=_first_query),
-        _mutant(
+        mutant("D_of_first_query", "one D for all queries", normalizer=_first_query),
+        mutant(
             "transposed_outer_product", "phi v^T read as v phi^T", gradient=_reshaped_outer_product
         ),
-        _mutant(
+        mutant(
             "no_query_side_tokens",
             "W_0 = 0 whatever the query-side tokens",
             initial_weights=_no_query_side,
         ),
-        _mutant(
+        mutant(
             "regressor_without_W_0",
             "the fitted regressor drops W_0",
             OneStepRegressor=_ForgetsInitialWeights,
         ),
-        _mutant("ascends", "the step has the wrong sign", gradient_step=_ascends),
-        _mutant("eta_twice", "the step is scaled by eta twice", gradient_step=_eta_twice),
-        _mutant(
+        mutant("ascends", "the step has the wrong sign", gradient_step=_ascends),
+        mutant("eta_twice", "the step is scaled by eta twice", gradient_step=_eta_twice),
+        mutant(
             "gradient_without_eta",
             "the loss's 1/eta is left out of its gradient",
             gradient=_loss_without_eta,
         ),
-        _mutant(
+        mutant(
             "mean_over_demonstrations",
             "the gradient is averaged over N",
             gradient=_mean_over_demonstrations,
         ),
-        _mutant("half_loss", "the loss has a factor 1/2", loss=_half_loss),
-        _mutant("float32_prediction", "the read-out is computed in float32", predict=_float32),
+        mutant("half_loss", "the loss has a factor 1/2", loss=_half_loss),
+        mutant("float32_prediction", "the read-out is computed in float32", predict=_float32),
     ),
     assumptions="phi(x).phi(y) is the kernel that attention uses, D(q) > 0, eta > 0; softmax "
     "itself with gram_features; in the limit of many features with random ones.",

@@ -18,7 +18,7 @@ from equivalence.layers import rotary, rotary_attention
 from equivalence.verify import oracle
 from equivalence.verify.budgets import Budget, attention_budget, dual_budget, gamma, sum_budget
 from equivalence.verify.cases import Case
-from equivalence.verify.claim import Claim, Kind, Mutant
+from equivalence.verify.claim import Claim, Kind, mutant
 from equivalence.verify.compare import Comparison, NotRun, compare
 from equivalence.verify.dual_case import exponent_error, on_one_scale, scaled
 from equivalence.verify.implementation import Implementation
@@ -335,10 +335,6 @@ class _BiasOfDemonstrationsOnly(OneStepRegressor):
         return self
 
 
-def _mutant(name: str, defect: str, **parts: Any) -> Mutant:
-    return Mutant(name, defect, parts)
-
-
 claim = Claim(
     stem="positions",
     statement="Rotary: phi sees the turned key and query, and scores depend on differences of "
@@ -349,29 +345,29 @@ claim = Claim(
     needs=("attention", "GramFeatures", "rotary", "rotary_attention"),
     check=check,
     mutants=(
-        _mutant("pairs_halves", "pairs (x_l, x_{l+d/2}), not neighbours", rotary=_pairs_halves),
-        _mutant("reflects", "a reflection instead of a rotation", rotary=_reflects),
-        _mutant("turns_backwards", "turns by the negative angle", rotary=_turns_backwards),
-        _mutant("wrong_frequencies", "frequencies base^(-l/d)", rotary=_wrong_frequencies),
-        _mutant("leaves_last_pair", "the last pair does not turn", rotary=_leaves_the_last_pair),
-        _mutant("float32_angles", "turned in float32", rotary=_float32_angles),
-        _mutant("turns_keys_only", "queries do not turn", rotary_attention=_turns_keys_only),
-        _mutant("turns_values_too", "values turn as well", rotary_attention=_turns_values_too),
-        _mutant("off_by_one", "queries are one position too far", rotary_attention=_off_by_one),
-        _mutant("absolute", "queries turn the other way", rotary_attention=_absolute),
-        _mutant("bias_sign", "the bias is subtracted", OneStepRegressor=_BiasSign),
-        _mutant("bias_linear", "weights 1/(1 + |b|), not e^b", OneStepRegressor=_BiasLinear),
-        _mutant("bias_scaled", "the bias is divided by sqrt(d)", OneStepRegressor=_BiasScaled),
-        _mutant(
+        mutant("pairs_halves", "pairs (x_l, x_{l+d/2}), not neighbours", rotary=_pairs_halves),
+        mutant("reflects", "a reflection instead of a rotation", rotary=_reflects),
+        mutant("turns_backwards", "turns by the negative angle", rotary=_turns_backwards),
+        mutant("wrong_frequencies", "frequencies base^(-l/d)", rotary=_wrong_frequencies),
+        mutant("leaves_last_pair", "the last pair does not turn", rotary=_leaves_the_last_pair),
+        mutant("float32_angles", "turned in float32", rotary=_float32_angles),
+        mutant("turns_keys_only", "queries do not turn", rotary_attention=_turns_keys_only),
+        mutant("turns_values_too", "values turn as well", rotary_attention=_turns_values_too),
+        mutant("off_by_one", "queries are one position too far", rotary_attention=_off_by_one),
+        mutant("absolute", "queries turn the other way", rotary_attention=_absolute),
+        mutant("bias_sign", "the bias is subtracted", OneStepRegressor=_BiasSign),
+        mutant("bias_linear", "weights 1/(1 + |b|), not e^b", OneStepRegressor=_BiasLinear),
+        mutant("bias_scaled", "the bias is divided by sqrt(d)", OneStepRegressor=_BiasScaled),
+        mutant(
             "bias_of_first_query", "one bias for all queries", OneStepRegressor=_BiasOfFirstQuery
         ),
-        _mutant("bias_not_in_D", "D is not weighted", OneStepRegressor=_BiasNotInD),
-        _mutant(
+        mutant("bias_not_in_D", "D is not weighted", OneStepRegressor=_BiasNotInD),
+        mutant(
             "bias_of_demonstrations_only",
             "query-side tokens are not weighted",
             OneStepRegressor=_BiasOfDemonstrationsOnly,
         ),
-        _mutant("float32_bias", "the bias is rounded to float32", OneStepRegressor=_Float32Bias),
+        mutant("float32_bias", "the bias is rounded to float32", OneStepRegressor=_Float32Bias),
     ),
     assumptions="d is even for rotary positions; those of one_gradient_step for the turned keys "
     "and queries; a bias that leaves at least one token.",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,7 @@ from equivalence.ratio import from_homogeneous, to_homogeneous
 from equivalence.verify import oracle
 from equivalence.verify.budgets import Budget, attention_budget, dual_budget, normalizer_budget
 from equivalence.verify.cases import Case
-from equivalence.verify.claim import Claim, Kind, Mutant
+from equivalence.verify.claim import Claim, Kind, mutant
 from equivalence.verify.compare import Comparison, Refutation, compare, refute
 from equivalence.verify.dual_case import exponent_error, on_one_scale, scaled, see_dual
 from equivalence.verify.implementation import Implementation
@@ -213,10 +212,6 @@ def _float32(readouts: Array) -> Array:
     return from_homogeneous(readouts.astype(np.float32)).astype(readouts.dtype)
 
 
-def _mutant(name: str, defect: str, **parts: Any) -> Mutant:
-    return Mutant(name, defect, parts)
-
-
 claim = Claim(
     stem="query_dependent_rate",
     statement="W_1(q) carries 1/D(q): read at q' it gives (D(q')/D(q)) o(q'). Trained without D on "
@@ -236,28 +231,28 @@ claim = Claim(
     ),
     check=check,
     mutants=(
-        _mutant("one_D", "D of the first query is that of all queries", normalizer=_first_query),
-        _mutant("no_D", "the step is taken without D", gradient=_gradient_without_D),
-        _mutant("W_0_without_D", "W_0 is built without D", initial_weights=_initial_without_D),
-        _mutant("unit_read_out", "query features have length 1", predict=_unit_read_out),
-        _mutant("targets_with_0", "the targets are [v; 0]", to_homogeneous=_zeros),
-        _mutant("ones_first", "the targets are [1; v]", to_homogeneous=_ones_first),
-        _mutant("mean_of_ones", "the targets are [v; 1/n]", to_homogeneous=_mean),
-        _mutant("unit_targets", "the targets have length 1", to_homogeneous=_unit_targets),
-        _mutant("not_divided", "the values' read-outs alone", from_homogeneous=_not_divided),
-        _mutant(
+        mutant("one_D", "D of the first query is that of all queries", normalizer=_first_query),
+        mutant("no_D", "the step is taken without D", gradient=_gradient_without_D),
+        mutant("W_0_without_D", "W_0 is built without D", initial_weights=_initial_without_D),
+        mutant("unit_read_out", "query features have length 1", predict=_unit_read_out),
+        mutant("targets_with_0", "the targets are [v; 0]", to_homogeneous=_zeros),
+        mutant("ones_first", "the targets are [1; v]", to_homogeneous=_ones_first),
+        mutant("mean_of_ones", "the targets are [v; 1/n]", to_homogeneous=_mean),
+        mutant("unit_targets", "the targets have length 1", to_homogeneous=_unit_targets),
+        mutant("not_divided", "the values' read-outs alone", from_homogeneous=_not_divided),
+        mutant(
             "divides_by_the_first",
             "by the first read-out, not the last",
             from_homogeneous=_by_the_first,
         ),
-        _mutant("adds_epsilon", "1e-6 is added to D", from_homogeneous=_adds_epsilon),
-        _mutant("D_at_least_1", "D is kept from falling below 1", from_homogeneous=_at_least_1),
-        _mutant(
+        mutant("adds_epsilon", "1e-6 is added to D", from_homogeneous=_adds_epsilon),
+        mutant("D_at_least_1", "D is kept from falling below 1", from_homogeneous=_at_least_1),
+        mutant(
             "one_denominator",
             "all are divided by the first query's D",
             from_homogeneous=_one_denominator,
         ),
-        _mutant("float32_ratio", "the ratio is taken in float32", from_homogeneous=_float32),
+        mutant("float32_ratio", "the ratio is taken in float32", from_homogeneous=_float32),
     ),
     assumptions="Both queries attend to the same tokens, those behind W_0 included; phi's query "
     "scale does not cancel between two queries.",

@@ -19,7 +19,7 @@ from equivalence.modifications import (
 from equivalence.verify import oracle
 from equivalence.verify.budgets import Budget, attention_budget, sum_budget
 from equivalence.verify.cases import Case
-from equivalence.verify.claim import Claim, Kind, Mutant
+from equivalence.verify.claim import Claim, Kind, mutant
 from equivalence.verify.compare import Comparison, compare
 from equivalence.verify.dual_case import DualCase
 from equivalence.verify.implementation import Implementation
@@ -184,10 +184,6 @@ def _penalty_forgotten(
     return regularized_gradient(W, values, features, D, eta, alpha=0 * alpha)
 
 
-def _mutant(name: str, defect: str, **parts: Any) -> Mutant:
-    return Mutant(name, defect, parts)
-
-
 claim = Claim(
     stem="regularized_attention",
     statement="One step from W_0 on L(W) + (alpha/(2 eta)) |W|_F^2 gives (1 - alpha) W_0 + "
@@ -197,54 +193,52 @@ claim = Claim(
     needs=("attention", "regularized_attention", "regularized_loss", "regularized_gradient"),
     check=check,
     mutants=(
-        _mutant(
+        mutant(
             "shrinks_demonstrations",
             "the demonstrations are multiplied by 1 - alpha, the query-side tokens are not",
             regularized_attention=_shrinks(1.0, 0.0),
         ),
-        _mutant(
+        mutant(
             "shrinks_everything",
             "the output is multiplied by 1 - alpha, as if the step came before the decay",
             regularized_attention=_shrinks(1.0, 1.0),
         ),
-        _mutant(
+        mutant(
             "grows",
             "the query-side tokens are multiplied by 1 + alpha",
             regularized_attention=_shrinks(0.0, -1.0),
         ),
-        _mutant(
+        mutant(
             "renormalizes",
             "D counts the query-side tokens 1 - alpha times, so that weights sum to 1",
             regularized_attention=_renormalizes,
         ),
-        _mutant(
+        mutant(
             "last_token_is_query_side",
             "the last token is query-side, however many demonstrations there are",
             regularized_attention=_last_token_is_query_side,
         ),
-        _mutant(
+        mutant(
             "penalty_without_half",
             "the loss has alpha/eta |W|^2, without the half",
             regularized_loss=_penalty_without_half,
         ),
-        _mutant(
+        mutant(
             "gradient_without_half",
             "the gradient of the penalty is 2 alpha/eta W",
             regularized_gradient=_gradient_without_half,
         ),
-        _mutant(
+        mutant(
             "penalty_without_eta",
             "the gradient of the penalty is alpha W, so that eta no longer cancels",
             regularized_gradient=_penalty_without_eta,
         ),
-        _mutant(
+        mutant(
             "penalty_forgotten",
             "the gradient is that of the loss without the penalty",
             regularized_gradient=_penalty_forgotten,
         ),
-        _mutant(
-            "float32_layer", "the layer is computed in float32", regularized_attention=_float32
-        ),
+        mutant("float32_layer", "the layer is computed in float32", regularized_attention=_float32),
     ),
     assumptions="As one_gradient_step, and one step: two of half the rate shrink W_0 by "
     "(1 - alpha/2)^2. Where all tokens are demonstrations, W_0 = 0 and alpha does nothing.",
