@@ -15,8 +15,11 @@ from equivalence.features.prediction import (
     required_features,
 )
 from equivalence.verify.budgets import Budget, gamma, sum_budget
+from equivalence.verify.cases import generated_cases
+from equivalence.verify.claims import random_feature_attention
 from equivalence.verify.claims.random_feature_attention import _mean_ratio, _mean_square_ratio
-from equivalence.verify.compare import compare
+from equivalence.verify.compare import Comparison, Disagreement, Inconclusive, compare
+from equivalence.verify.implementation import OURS
 from proofs import load
 
 U = 2.0**-53
@@ -42,6 +45,23 @@ def test_the_code_computes_the_constants_of_the_proof(row: int) -> None:
         square += PROOF.evaluate("square", given)
     got = attention_mean_square_error(Q, K, V, 8, scale=1.0)[row]
     compare("error", [got], [square / 8], sum_budget(size, 128, U)).require()
+
+
+def test_an_expansion_that_two_terms_cannot_settle_is_inconclusive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(random_feature_attention, "_COUNTS", (2, 4))
+    (case, *_) = generated_cases(0, 1)
+    items = list(random_feature_attention.check(OURS, case))
+    unclear = [item for item in items if isinstance(item, Inconclusive)]
+    assert [item.what.partition(" tends")[0] for item in unclear] == [
+        "m times the bias", "m times the mean square error"
+    ]  # fmt: skip
+    wrong = random_feature_attention.claim.mutants[0].of(OURS)
+    first = next(iter(random_feature_attention.check(wrong, case)))
+    assert isinstance(first, Comparison)
+    with pytest.raises(Disagreement, match="m times the bias"):
+        first.require()
 
 
 def test_the_integral_over_lambda_is_the_mean_of_the_ratio_by_enumeration() -> None:

@@ -15,7 +15,7 @@ from equivalence.verify.claim import Claim, Kind, Mutant, Rung
 from equivalence.verify.heads import HeadResult
 from equivalence.verify.profiles import PROFILES
 from equivalence.verify.report import Report, heads_table, write_atomically
-from equivalence.verify.runner import FAILED, HELD, ClaimResult, Run, RungResult
+from equivalence.verify.runner import FAILED, HELD, INCONCLUSIVE, ClaimResult, Run, RungResult
 
 CLAIM = Claim(
     stem="tiny",
@@ -209,6 +209,21 @@ def test_comparisons_and_whole_rungs_that_did_not_run_are_told_apart() -> None:
         "(tiny/ball, tiny/float, ...)",
     ]
     assert shown.verdict == "HOLDS"
+
+
+def test_an_inconclusive_rung_says_so_in_every_form() -> None:
+    unclear = RungResult(INCONCLUSIVE, 7, note="the slope: its interval is wide")
+    shown = report(result(rungs=rungs(float=unclear)))
+    assert shown.text().splitlines()[3].split()[2:6] == ["7", "7", "unclear", "7"]
+    why = "inconclusive: 1 rung, because the slope: its interval is wide (tiny/float)"
+    assert why in shown.text()
+    assert shown.text().splitlines()[-1].startswith("INCOMPLETE: 0 of 1 claims, 3 of 4 rungs")
+    (claim,) = json.loads(shown.json())["claims"]
+    assert claim["outcome"] == claim["rungs"]["float"]["outcome"] == "inconclusive"
+    assert claim["rungs"]["float"]["note"] == unclear.note
+    skipped = ET.fromstring(shown.junit()).find("testcase[@name='float']/skipped")
+    assert skipped is not None
+    assert skipped.attrib["message"] == f"inconclusive: {unclear.note}"
 
 
 def test_one_head_that_does_not_hold_fails_the_run() -> None:

@@ -16,13 +16,13 @@ from equivalence.verify import runner
 from equivalence.verify.budgets import Budget
 from equivalence.verify.cases import Case
 from equivalence.verify.claim import Claim, Kind, Mutant, Rung
-from equivalence.verify.compare import Comparison, NotRun, compare
+from equivalence.verify.compare import Comparison, Inconclusive, NotRun, compare
 from equivalence.verify.heads import HeadResult
 from equivalence.verify.implementation import OURS, Implementation
 from equivalence.verify.laws import LawTest, mean_test
 from equivalence.verify.profiles import Profile
 from equivalence.verify.report import Report
-from equivalence.verify.runner import FAILED, HELD, KNOWN, NOT_RUN, Run, run
+from equivalence.verify.runner import FAILED, HELD, INCONCLUSIVE, KNOWN, NOT_RUN, Run, run
 
 PROFILE = Profile("tiny", repeats=1, examples=3)
 
@@ -385,6 +385,25 @@ def test_comparisons_that_a_target_cannot_make_are_kept_with_their_reason() -> N
     assert result.outcome == HELD
     assert result.rungs[Rung.FLOAT].not_run == {"the target takes no `mask`"}
     assert result.rungs[Rung.FLOAT].comparisons == 8
+
+
+def unclear(impl: Implementation, case: Case) -> Iterator[Comparison | Inconclusive]:
+    yield Inconclusive("the slope", "its interval is wide")
+    yield from check(impl, case)
+
+
+def test_an_inconclusive_comparison_is_no_evidence_however_much_else_holds() -> None:
+    outcome = climb(replace(TINY, check=unclear))
+    (result,) = outcome.claims
+    assert result.outcome == result.rungs[Rung.FLOAT].outcome == INCONCLUSIVE
+    assert result.rungs[Rung.FLOAT].note == "the slope: its interval is wide"
+    assert (Report(outcome).verdict, Report(outcome).exit_code) == ("INCOMPLETE", 1)
+
+
+def test_an_inconclusive_comparison_excuses_no_failure_and_rejects_no_mutant() -> None:
+    (result,) = climb(replace(TINY, check=unclear), implementation=stepping(off)).claims
+    assert result.outcome == result.rungs[Rung.FLOAT].outcome == FAILED
+    assert runner.rejects(replace(TINY, check=unclear, law=None), HARMLESS, seed=0) == ""
 
 
 def test_no_claims_are_not_a_success() -> None:

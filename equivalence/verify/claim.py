@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from equivalence.verify.cases import Case
-from equivalence.verify.compare import Comparison, NotRun, Refutation
+from equivalence.verify.compare import Comparison, Inconclusive, NotRun, Refutation
 from equivalence.verify.implementation import Implementation
 from equivalence.verify.laws import LawTest
 
@@ -35,7 +35,8 @@ class Rung(StrEnum):
     REAL = "real"
 
 
-Check = Callable[[Implementation, Case], Iterator[Comparison | Refutation | NotRun]]
+Item = Comparison | Refutation | NotRun | Inconclusive
+Check = Callable[[Implementation, Case], Iterator[Item]]
 Law = Callable[[Implementation, np.random.Generator], Iterator[LawTest]]
 
 

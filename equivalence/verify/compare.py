@@ -28,6 +28,14 @@ class NotRun:
 
 
 @dataclass(frozen=True)
+class Inconclusive:
+    """A comparison whose interval is too wide to tell right from wrong; it is no evidence."""
+
+    what: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Comparison:
     """`got` against `want`, entry by entry; `error` is |got - want|, or a certified bound of it."""
 
@@ -56,6 +64,11 @@ class Comparison:
         largest = float(np.max(abs(np.asarray(self.want, float)), initial=1.0))
         return float(np.max(self.budget.bound, initial=0.0)) / largest
 
+    @property
+    def limit(self) -> float:
+        """The width that tells nothing: the unit roundoff of the next lower precision."""
+        return _LOWER.get(self.budget.u, 0.0)
+
     def require(self) -> float:
         """Return the share used; raise Disagreement if it exceeds 1 or the budget is no test.
 
@@ -64,11 +77,10 @@ class Comparison:
         """
         if not self.share <= 1:
             raise Disagreement(self._failure())
-        limit = _LOWER.get(self.budget.u, 0.0)
-        if not self.width <= limit:
+        if not self.width <= self.limit:
             raise Disagreement(
-                f"{self.what}: the budget {self.width:.1e} is wider than {limit:.1e}, the unit "
-                "roundoff of the next lower precision, and could not tell the two apart\n"
+                f"{self.what}: the budget {self.width:.1e} is wider than {self.limit:.1e}, the "
+                "unit roundoff of the next lower precision, and could not tell the two apart\n"
                 f"  allowed  because {self.budget.because}"
             )
         return self.share
@@ -103,6 +115,22 @@ def compare(what: str, got: npt.ArrayLike, want: npt.ArrayLike, budget: Budget) 
     with np.errstate(invalid="ignore"):
         error = abs(a.astype(np.float64) - b.astype(np.float64))
     return Comparison(what, a, b, error, budget)
+
+
+def settle(comparison: Comparison) -> Comparison | Inconclusive:
+    """A comparison with a limit that is known by an interval, unless the interval tells nothing.
+
+    A difference beyond even a wide interval is a failure; agreement within one is no evidence.
+
+    >>> from equivalence.verify.budgets import Budget
+    >>> wide = Budget(np.array([0.5]), "the last step of the extrapolation", 2.0**-53)
+    >>> settle(compare("the slope", [1.0], [1.25], wide)).why
+    'its interval 4.0e-01 is wider than 6.0e-08'
+    """
+    if comparison.share > 1 or comparison.width <= comparison.limit:
+        return comparison
+    why = f"its interval {comparison.width:.1e} is wider than {comparison.limit:.1e}"
+    return Inconclusive(comparison.what, why)
 
 
 @dataclass(frozen=True)

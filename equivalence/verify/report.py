@@ -16,7 +16,15 @@ import numpy as np
 
 from equivalence.verify.claim import Rung
 from equivalence.verify.heads import WIDEST_BUDGET, HeadResult
-from equivalence.verify.runner import FAILED, HELD, KNOWN, NOT_RUN, ClaimResult, Run
+from equivalence.verify.runner import (
+    FAILED,
+    HELD,
+    INCONCLUSIVE,
+    KNOWN,
+    NOT_RUN,
+    ClaimResult,
+    Run,
+)
 
 SCHEMA = 1
 
@@ -34,11 +42,11 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """HOLDS, FAILED, or INCOMPLETE if a claim did not run."""
+        """HOLDS, FAILED, or INCOMPLETE if a claim did not run or what it measured tells nothing."""
         outcomes = [claim.outcome for claim in self.run.claims]
         if FAILED in outcomes or not all(head.held for head in self.run.heads):
             return "FAILED"
-        if self.run.interrupted or NOT_RUN in outcomes or not outcomes:
+        if self.run.interrupted or not outcomes or {NOT_RUN, INCONCLUSIVE} & set(outcomes):
             return "INCOMPLETE"
         return "HOLDS"
 
@@ -92,17 +100,19 @@ class Report:
         return "\n\n".join([*parts, self._verdict_line()]) + "\n"
 
     def _notes(self) -> str:
-        """Every reason for which something did not run, each with what it concerns."""
+        """Every reason for which something did not run or told nothing, each with its rungs."""
         reasons: dict[tuple[str, str], list[str]] = {}
         for claim in self.run.claims:
             for rung, result in claim.rungs.items():
-                whys = [("some comparisons on ", why) for why in result.not_run]
+                whys = [("did not run: some comparisons on ", why) for why in result.not_run]
                 if result.outcome == NOT_RUN:
-                    whys.append(("", result.why_not))
+                    whys.append(("did not run: ", result.why_not))
+                if result.outcome == INCONCLUSIVE:
+                    whys.append(("inconclusive: ", result.note))
                 for why in whys:
                     reasons.setdefault(why, []).append(f"{claim.claim.stem}/{rung}")
         return "\n".join(
-            f"did not run: {part}{len(where)} rung{'s' if len(where) > 1 else ''}, because {why} "
+            f"{part}{len(where)} rung{'s' if len(where) > 1 else ''}, because {why} "
             f"({', '.join(where[:2])}{', ...' if len(where) > 2 else ''})"
             for (part, why), where in sorted(reasons.items())
         )
@@ -193,6 +203,8 @@ def _cell(claim: ClaimResult, rung: Rung) -> str:
     result = claim.rungs[rung]
     if result.outcome == NOT_RUN:
         return "not run"
+    if result.outcome == INCONCLUSIVE:
+        return "unclear"
     return str(result.comparisons) if result.outcome == HELD else "FAILED"
 
 
@@ -230,6 +242,8 @@ def _junit_cases(suite: ET.Element, claim: ClaimResult) -> None:
         case = ET.SubElement(suite, "testcase", classname=stem, name=str(rung))
         if result.outcome == NOT_RUN:
             ET.SubElement(case, "skipped", message=result.why_not)
+        elif result.outcome == INCONCLUSIVE:
+            ET.SubElement(case, "skipped", message=f"inconclusive: {result.note}")
         elif result.outcome == FAILED and claim.outcome == KNOWN:
             ET.SubElement(case, "skipped", message=f"known failure: {claim.known}")
         elif result.outcome == FAILED:

@@ -13,13 +13,14 @@ import numpy as np
 from equivalence.verify import oracle
 from equivalence.verify.cases import Case, generated_cases, head_cases
 from equivalence.verify.claim import Claim, Mutant, Rung
-from equivalence.verify.compare import Disagreement, NotRun
+from equivalence.verify.compare import Disagreement, Inconclusive, NotRun
 from equivalence.verify.heads import HeadResult, measure_heads
 from equivalence.verify.implementation import OURS, Implementation
 from equivalence.verify.profiles import Profile
 from equivalence.verify.symbolic import Proofs
 
 HELD, FAILED, NOT_RUN, KNOWN = "held", "failed", "did not run", "known failure"
+INCONCLUSIVE = "inconclusive"
 
 
 @dataclass
@@ -38,7 +39,9 @@ class RungResult:
         return self.note or "the run was interrupted"
 
     def finish(self) -> None:
-        """Nothing disagreed: the rung held, unless there was nothing to compare."""
+        """Nothing disagreed: the rung held, unless there was nothing to compare, or to tell."""
+        if self.outcome == INCONCLUSIVE:
+            return
         self.outcome = HELD if self.comparisons else NOT_RUN
         if not self.comparisons:
             self.note = "there was nothing to compare"
@@ -59,11 +62,13 @@ class ClaimResult:
 
     @property
     def outcome(self) -> str:
-        """held, failed, did not run, or known failure."""
+        """held, failed, did not run, inconclusive, or known failure."""
         if self.survived:
             return FAILED
         if self.failure:
             return KNOWN if self.known else FAILED
+        if any(rung.outcome == INCONCLUSIVE for rung in self.rungs.values()):
+            return INCONCLUSIVE
         if self.rungs[Rung.FLOAT].outcome != HELD or len(self.killed) < len(self.claim.mutants):
             return NOT_RUN
         return FAILED if self.known else HELD
@@ -167,7 +172,7 @@ def rejects(claim: Claim, mutant: Mutant, seed: int) -> str:
         with np.errstate(all="ignore"):
             for case in generated_cases(seed, repeats=1):
                 for item in claim.check(implementation, case):
-                    if not isinstance(item, NotRun):
+                    if not isinstance(item, NotRun | Inconclusive):
                         item.require()
             if claim.law:
                 for test in claim.law(implementation, np.random.default_rng(seed)):
@@ -245,6 +250,10 @@ def _require(result: ClaimResult, rung: Rung, implementation: Implementation, ca
             for item in result.claim.check(implementation, case):
                 if isinstance(item, NotRun):
                     account.not_run.add(item.why)
+                    continue
+                if isinstance(item, Inconclusive):
+                    account.outcome = INCONCLUSIVE
+                    account.note = f"{item.what}: {item.why}"
                     continue
                 account.comparisons += 1
                 account.budget_used = max(account.budget_used, item.require())

@@ -24,7 +24,7 @@ from equivalence.verify import oracle
 from equivalence.verify.budgets import Budget, gamma
 from equivalence.verify.cases import Case
 from equivalence.verify.claim import Claim, Kind, Mutant
-from equivalence.verify.compare import Comparison, compare
+from equivalence.verify.compare import Comparison, Inconclusive, compare, settle
 from equivalence.verify.dual_case import scaled
 from equivalence.verify.implementation import Implementation
 from equivalence.verify.quadrature import gaussian_nodes
@@ -35,7 +35,7 @@ _COUNTS = tuple(2**k for k in range(5, 13))
 _RTOL = 2.0**-40
 
 
-def check(impl: Implementation, case: Case) -> Iterator[Comparison]:
+def check(impl: Implementation, case: Case) -> Iterator[Comparison | Inconclusive]:
     """The constants on the case's first coordinate, the count on all, and the tail of one pair."""
     q, k, V = _line(case)
     T = _relative_features(impl, q, k)
@@ -67,7 +67,7 @@ def _relative_features(impl: Implementation, q: Array, k: Array) -> Array:
 
 def _constants(
     impl: Implementation, case: Case, q: Array, k: Array, V: Array, T: Array
-) -> Iterator[Comparison]:
+) -> Iterator[Comparison | Inconclusive]:
     _, law = gaussian_nodes(0.0)
     kappa = np.exp(q.astype(np.float64) * k)
     p = kappa / kappa.sum()
@@ -93,7 +93,7 @@ def _constants(
             "prediction by gamma_8n of its terms, and by its dtype",
             case.u,
         )
-        yield compare(f"{what} tends to the prediction", got, constant, budget)
+        yield settle(compare(f"{what} tends to the prediction", got, constant, budget))
 
 
 def _laplace_nodes(m: int) -> tuple[Array, Array]:
@@ -227,7 +227,7 @@ claim = Claim(
     assumptions="Independent projections; 1/m small beside e^(-|z|^2): above |z|^2 of about 6 no "
     "sample shows the tail, and the constants are all that is known.",
     budget="twice what the last of seven Richardson steps in m = 2^5..2^12 changed, and m gamma_n "
-    "of the sums; wider than float32's unit roundoff it is inconclusive, and fails.",
+    "of the sums; wider than float32's unit roundoff it is inconclusive.",
     code="equivalence/features/prediction.py",
     on_heads=True,
 )  # fmt: skip
