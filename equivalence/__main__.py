@@ -53,6 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="check every claim, or a target of yours")
     check.add_argument("target", nargs="?", metavar="TARGET", help="module:name of your own code")
     check.add_argument(
+        "--part", metavar="NAME", help="our name that TARGET stands for, such as PositiveFeatures"
+    )
+    check.add_argument(
         "--only", action="append", default=[], metavar="STEM", help="this claim only"
     )
     check.add_argument("--profile", choices=PROFILES, default="quick", help="how much is tried")
@@ -86,12 +89,18 @@ def _check(options: argparse.Namespace) -> int:
             raise ValueError(f"{name}: its folder does not exist; expected a folder to write into")
         if name is not None and Path(name).is_dir():
             raise ValueError(f"{name} is a folder; expected the name of a file")
+    if options.target is None and options.part is not None:
+        raise ValueError(f"--part is {options.part!r}; expected a TARGET that stands for it")
     if options.target is None:
         claims = [load(stem) for stem in options.only] or load_all()
         report = Report(run(claims, PROFILES[options.profile], options.seed))
     else:
         report = check_implementation(
-            options.target, only=options.only, profile=options.profile, seed=options.seed
+            options.target,
+            part=options.part,
+            only=options.only,
+            profile=options.profile,
+            seed=options.seed,
         )
     if options.json is not None:
         write_atomically(options.json, report.json())

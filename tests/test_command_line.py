@@ -141,6 +141,15 @@ def test_the_redo_command_reproduces_the_failure(
     assert capsys.readouterr().out == first
 
 
+def test_what_the_target_stands_for_can_be_said(capsys: pytest.CaptureFixture[str]) -> None:
+    write("maps.py", "from equivalence.features import TrigonometricFeatures as Mine")
+    arguments = ["check", "maps:Mine", "--only", "trigonometric_features"]
+    assert main([*arguments, "--part", "TrigonometricFeatures"]) == 0
+    assert main(arguments) == 2  # guessed: PositiveFeatures
+    assert main(["check", "--part", "rotary"]) == 2
+    assert "--part is 'rotary'; expected a TARGET" in capsys.readouterr().err
+
+
 def test_an_interrupted_check_still_writes_what_ran(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

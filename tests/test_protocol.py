@@ -16,7 +16,13 @@ import pytest
 import equivalence
 from equivalence import OneStepRegressor, attention, check_implementation
 from equivalence._arrays import Array
-from equivalence.features import Features, GramFeatures, PositiveFeatures
+from equivalence.features import (
+    Features,
+    GramFeatures,
+    PositiveFeatures,
+    TrigonometricFeatures,
+    sample_projections,
+)
 from equivalence.verify import heads, registry, runner
 from equivalence.verify.compare import Disagreement
 from equivalence.verify.profiles import PROFILES, Profile
@@ -242,6 +248,46 @@ def test_a_class_is_recognised_by_its_methods_and_judged(
         assert report.verdict == verdict, report.text()
 
 
+class TwiceAsFar(TrigonometricFeatures):
+    def __init__(self, projections: npt.ArrayLike) -> None:
+        super().__init__(2 * np.asarray(projections))
+
+
+def norms_of_a_block(n: int, d: int, **options: Any) -> Array:
+    W = sample_projections(n, d, **options)
+    return W * np.sqrt(d) / np.linalg.norm(W, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "part", "stem"),
+    [
+        (TrigonometricFeatures, TwiceAsFar, "TrigonometricFeatures", "trigonometric_features"),
+        (sample_projections, norms_of_a_block, "sample_projections", "orthogonal_features"),
+        (attention, one_percent_more, "attention", ATTENTION),
+    ],
+)
+def test_what_a_target_stands_for_can_be_said(right: Any, wrong: Any, part: str, stem: str) -> None:
+    for target, verdict in ((right, "HOLDS"), (wrong, "FAILED")):
+        report = check_implementation(target, part=part, only=[stem])
+        assert report.verdict == verdict, report.text()
+        assert f"--part {part} --only {stem}" in report.run.claims[0].redo
+
+
+@pytest.mark.parametrize(
+    ("target", "part", "error", "message"),
+    [
+        (attention, "atention", ValueError, "part is 'atention'; expected a name of ours"),
+        (attention, "keywords", ValueError, "part is 'keywords'"),
+        (3, "rotary", TypeError, "target is 3; expected a rotary"),
+    ],
+)
+def test_a_part_that_there_is_not_is_refused(
+    target: Any, part: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        check_implementation(target, part=part)
+
+
 class Neither:
     """No method that the protocol knows."""
 
@@ -303,6 +349,10 @@ def test_a_target_without_a_name_is_redone_in_python() -> None:
     )
     assert report.run.claims[0].redo == (
         f"check_implementation(target, only=['{ATTENTION}'], profile='quick', seed=3)"
+    )
+    report = check_implementation(lambda *_: 0, part="rotary", only=["positions"])
+    assert "check_implementation(target, part='rotary', only=['positions']" in (
+        report.run.claims[0].redo
     )
 
 

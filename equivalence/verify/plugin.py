@@ -12,15 +12,19 @@ from equivalence.verify.report import Report
 
 
 def parametrize_with_claims(
-    targets: Sequence[Any], *, known_failures: Mapping[str, str] | None = None
+    targets: Sequence[Any],
+    *,
+    part: str | None = None,
+    known_failures: Mapping[str, str] | None = None,
 ) -> Any:
     """A pytest decorator: the test gets `target` and `check`, once for each claim that concerns it.
 
     `check(target)` raises AssertionError with the report if the claim does not hold. A claim in
-    `known_failures` (stem to reason) must fail.
+    `known_failures` (stem to reason) must fail. `part` says what the targets stand for, as in
+    `check_implementation`.
 
     Raises TypeError for a target that is no attention, feature map or regressor, and ValueError
-    for an unknown stem in `known_failures`.
+    for an unknown part, and an unknown stem in `known_failures`.
 
     Examples
     --------
@@ -37,19 +41,21 @@ def parametrize_with_claims(
         load(stem)
     pairs = [
         pytest.param(
-            target, _check(claim, known_failures or {}), id=f"{_name(target)}-{claim.stem}"
+            target, _check(claim, part, known_failures or {}), id=f"{_name(target)}-{claim.stem}"
         )
         for target in targets
-        for claim in concerned(load_all(), adapt(target)[0])
+        for claim in concerned(load_all(), adapt(target, part)[0])
     ]
     return pytest.mark.parametrize(("target", "check"), pairs)
 
 
-def _check(claim: Claim, known_failures: Mapping[str, str]) -> Callable[[Any], Report]:
+def _check(
+    claim: Claim, part: str | None, known_failures: Mapping[str, str]
+) -> Callable[[Any], Report]:
     known = {stem: why for stem, why in known_failures.items() if stem == claim.stem}
 
     def check(target: Any) -> Report:
-        report = check_implementation(target, only=[claim.stem], known_failures=known)
+        report = check_implementation(target, part=part, only=[claim.stem], known_failures=known)
         if report.run.interrupted:
             raise KeyboardInterrupt
         assert report.verdict == "HOLDS", report.text()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,13 @@ from equivalence.verify.registry import load, load_all
 from equivalence.verify.report import Report
 from equivalence.verify.runner import run
 
+PARTS = tuple(field.name for field in fields(Implementation) if field.name != "keywords")
+
 
 def check_implementation(
     target: Any,
     *,
+    part: str | None = None,
     only: Sequence[str] = (),
     profile: str = "quick",
     seed: int = 0,
@@ -37,7 +41,12 @@ def check_implementation(
     target : callable, class, or "module:name"
         An attention `f(query, key, value)`, optionally with keywords `scale`, `mask`, `causal`;
         a class of random features with `.sample`; of data-aware features with `.fit` and
-        `__call__`; or a regressor with `.fit` and `.predict`.
+        `__call__`; or a regressor with `.fit` and `.predict`. With `part`, anything that is called
+        as our own is.
+    part : str, optional
+        Which of our names the target stands for, a field of `verify.implementation.Implementation`,
+        such as "TrigonometricFeatures" or "sample_projections". Without it, what the methods say:
+        a class with `.sample` stands for PositiveFeatures.
     only : sequence of stems
         Restricts the claims.
     profile : "quick", "full" or "nightly"
@@ -48,7 +57,7 @@ def check_implementation(
     Raises
     ------
     ValueError
-        An unknown stem, profile, or a target that concerns no claim.
+        An unknown stem, part, profile, or a target that concerns no claim.
     TypeError
         A target that is none of the above.
 
@@ -65,14 +74,15 @@ def check_implementation(
         raise ValueError(f"seed is {seed}; expected at least 0")
     for stem in known_failures or {}:
         load(stem)
-    part, implementation = adapt(target)
-    claims = concerned([load(stem) for stem in only] or load_all(), part)
+    stands_for, implementation = adapt(target, part)
+    claims = concerned([load(stem) for stem in only] or load_all(), stands_for)
     outcome = run(
         claims,
         PROFILES[profile],
         seed,
         implementation=implementation,
         target=target if isinstance(target, str) else name_of(target),
+        part=part or "",
         known_failures=known_failures,
     )
     return Report(outcome)
@@ -125,27 +135,40 @@ def name_of(target: Any) -> str:
     return f"{module}:{name}" if found is target else ""
 
 
-def adapt(target: Any) -> tuple[str, Implementation]:
-    """Which part the target is, and our implementation with that part replaced."""
+def adapt(target: Any, part: str | None = None) -> tuple[str, Implementation]:
+    """Which part the target is, said or guessed, and our implementation with it replaced."""
     if isinstance(target, str):
         target = import_target(target)
+    part = _guess(target) if part is None else part
+    if part not in PARTS:
+        near = difflib.get_close_matches(part, PARTS) or PARTS
+        raise ValueError(
+            f"part is {part!r}; expected a name of ours that a claim is about, such as "
+            f"{', '.join(near[:3])}"
+        )
+    if not callable(target):
+        raise TypeError(f"target is {target!r}; expected a {part}, which is callable")
+    if part != "attention":
+        return part, replace(OURS, **{part: target})
+    own = _Attention(target)
+    return part, replace(OURS, attention=own, attention_weights=own.weights, keywords=own.keywords)
+
+
+def _guess(target: Any) -> str:
     fits, predicts, samples = (hasattr(target, name) for name in ("fit", "predict", "sample"))
     if inspect.isclass(target):
         if samples:
-            return "PositiveFeatures", replace(OURS, PositiveFeatures=target)
+            return "PositiveFeatures"
         if fits and predicts:
-            return "OneStepRegressor", replace(OURS, OneStepRegressor=target)
+            return "OneStepRegressor"
         if fits:
-            return "GramFeatures", replace(OURS, GramFeatures=target)
+            return "GramFeatures"
     if not callable(target) or inspect.isclass(target) or fits or samples:
         raise TypeError(
             f"target is {target!r}; expected an attention function, a feature map class with "
             "`sample` or `fit`, or a regressor class with `fit` and `predict`"
         )
-    own = _Attention(target)
-    return "attention", replace(
-        OURS, attention=own, attention_weights=own.weights, keywords=own.keywords
-    )
+    return "attention"
 
 
 class _Attention:

@@ -110,6 +110,7 @@ def run(
     *,
     implementation: Implementation = OURS,
     target: str = "",
+    part: str = "",
     known_failures: Mapping[str, str] | None = None,
 ) -> Run:
     """Check every claim on every rung; Ctrl-C ends the run, and what ran is still reported."""
@@ -118,7 +119,7 @@ def run(
         ClaimResult(
             claim,
             seed,
-            _redo(claim.stem, profile, seed, target, implementation),
+            _redo(claim.stem, profile, seed, target, part, implementation),
             rungs={rung: RungResult() for rung in claim.rungs},
             known=known.get(claim.stem, ""),
         )
@@ -334,14 +335,17 @@ def _symbolic(proofs: Proofs, result: ClaimResult) -> RungResult:
 
 
 def _redo(
-    stem: str, profile: Profile, seed: int, target: str, implementation: Implementation
+    stem: str, profile: Profile, seed: int, target: str, part: str, implementation: Implementation
 ) -> str:
     """The command that does it again; a target without an importable name is redone in Python."""
     if implementation is not OURS and not target:
+        told = f"part={part!r}, " if part else ""
         return (
-            f"check_implementation(target, only=[{stem!r}], profile={profile.name!r}, seed={seed})"
+            f"check_implementation(target, {told}only=[{stem!r}], profile={profile.name!r}, "
+            f"seed={seed})"
         )
-    words = ["equivalence check", target, f"--only {stem} --seed {seed}"]
+    words = ["equivalence check", target, f"--part {part}" if part else ""]
+    words.append(f"--only {stem} --seed {seed}")
     if profile.name != "quick":
         words.append(f"--profile {profile.name}")
     return " ".join(word for word in words if word)
