@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from equivalence import attention_weights
-from equivalence.features.prediction import (
+from equivalence.features import (
     attention_bias,
     attention_mean_square_error,
     log_lower_tail,
@@ -102,6 +102,16 @@ def test_the_tail_bound_is_that_of_the_proof() -> None:
         assert log_lower_tail(S, t, m) == want
 
 
+@pytest.mark.parametrize("f", [attention_bias, attention_mean_square_error])
+def test_leading_axes_broadcast(f: Any) -> None:
+    heads, layers = np.stack([Q, -Q]), np.stack([K, 2 * K, K / 2])[:, None]
+    got = f(heads, layers, V, 8)
+    alone = [[f(q, k[0], V, 8) for q in heads] for k in layers]
+    assert got.shape[:2] == (3, 2)
+    size = np.max(np.abs(alone))
+    compare("each alone", got, alone, sum_budget(np.array(size), 128, U)).require()
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
 def test_dtypes_are_kept(dtype: str) -> None:
     q, k, v = (x.astype(dtype) for x in (Q, K, V))
@@ -113,7 +123,12 @@ def test_dtypes_are_kept(dtype: str) -> None:
     ("call", "error", "message"),
     [
         (lambda: attention_bias(Q, K, V[:2], 8), ValueError, "value has shape (2, 2); expected"),
-        (lambda: attention_bias(Q[None], K, V, 8), ValueError, "query has shape (1, 2, 3)"),
+        (lambda: attention_bias(Q, K[:, :2], V, 8), ValueError, "key has shape (4, 2)"),
+        (
+            lambda: attention_bias(np.stack([Q] * 2), np.stack([K] * 3), V, 8),
+            ValueError,
+            "key has leading axes (3,); expected axes that broadcast with (2,)",
+        ),
         (lambda: attention_bias(Q, K, V, 0), ValueError, "n_features is 0; expected at least 1"),
         (lambda: attention_bias(Q, K, V, 2.0), TypeError, "n_features is 2.0; expected an int"),
         (lambda: required_features(Q, K, 0.0), ValueError, "rtol is 0.0; expected a positive"),

@@ -2,9 +2,15 @@
 
 from equivalence.features.base import Features, biased
 from equivalence.features.couplings import sample_projections
-from equivalence.features.generalized import GeneralizedFeatures
+from equivalence.features.generalized import GeneralizedFeatures, optimal_tilt
 from equivalence.features.gram import GramFeatures
 from equivalence.features.positive import PositiveFeatures
+from equivalence.features.prediction import (
+    attention_bias,
+    attention_mean_square_error,
+    log_lower_tail,
+    required_features,
+)
 from equivalence.features.taylor import TaylorFeatures
 from equivalence.features.trigonometric import TrigonometricFeatures
 
@@ -15,6 +21,11 @@ __all__ = [
     "PositiveFeatures",
     "TaylorFeatures",
     "TrigonometricFeatures",
+    "attention_bias",
+    "attention_mean_square_error",
     "biased",
+    "log_lower_tail",
+    "optimal_tilt",
+    "required_features",
     "sample_projections",
 ]

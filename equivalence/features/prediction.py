@@ -17,7 +17,16 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from equivalence._arrays import Array, as_integer, as_positive, as_tokens, common_dtype
+from equivalence._arrays import (
+    Array,
+    as_integer,
+    as_points,
+    as_positive,
+    as_scale,
+    as_tokens,
+    broadcast_axes,
+    common_dtype,
+)
 from equivalence.attention import attention_weights
 from equivalence.features.positive import PositiveFeatures
 
@@ -32,8 +41,9 @@ def attention_bias(
 ) -> Array:
     """The predicted E o^ - o of attention from independent positive features, to order 1/m.
 
-    query (n_q, d), key (n, d) and value (n, c) give (n_q, c) in their dtype, computed in float64;
-    inf or NaN where the prediction overflows. It holds when the result is small beside the values.
+    query (..., n_q, d), key (..., n, d) and value (..., n, c) give (..., n_q, c) in their dtype,
+    computed in float64; inf or NaN where the prediction overflows. It holds when the result is
+    small beside the values. Memory grows as n_q n^2.
 
     Raises ValueError for shapes that do not fit or no features, TypeError for what is no number.
 
@@ -44,12 +54,10 @@ def attention_bias(
     >>> attention_bias([[0.0]], [[0.0], [1.0]], [[0.0], [1.0]], 100).round(6)
     array([[-0.002148]])
     """
-    p, M, V, dtype = _relative_moments(query, key, value, scale)
+    p, M, rest, dtype = _relative_moments(query, key, value, scale)
     m = _as_count(n_features)
     with np.errstate(all="ignore"):
-        rest = V - (p @ V)[:, None, :]
-        pulled = np.einsum("qi,qij,qj->qi", p, M, p)
-        bias: Array = -np.einsum("qi,qic->qc", pulled, rest) / m
+        bias: Array = -np.einsum("...i,...ij,...j,...ic->...c", p, M, p, rest, optimize=True) / m
     return bias.astype(dtype, copy=False)
 
 
@@ -63,8 +71,8 @@ def attention_mean_square_error(
 ) -> Array:
     """The predicted E |o^ - o|^2 of attention from independent positive features, to order 1/m.
 
-    query (n_q, d), key (n, d) and value (n, c) give (n_q,) in their dtype, computed in float64;
-    inf or NaN where the prediction overflows.
+    query (..., n_q, d), key (..., n, d) and value (..., n, c) give (..., n_q) in their dtype,
+    computed in float64; inf or NaN where the prediction overflows.
 
     Raises ValueError for shapes that do not fit or no features, TypeError for what is no number.
 
@@ -74,11 +82,11 @@ def attention_mean_square_error(
     >>> error.round(6)
     array([0.001074])
     """
-    p, M, V, dtype = _relative_moments(query, key, value, scale)
+    p, M, rest, dtype = _relative_moments(query, key, value, scale)
     m = _as_count(n_features)
     with np.errstate(all="ignore"):
-        weighted = p[:, :, None] * (V - (p @ V)[:, None, :])
-        error: Array = np.einsum("qic,qij,qjc->q", weighted, M, weighted) / m
+        weighted = p[..., None] * rest
+        error: Array = (weighted * np.matmul(M, weighted)).sum(axis=(-2, -1)) / m
     return error.astype(dtype, copy=False)
 
 
@@ -136,18 +144,19 @@ def _as_count(n_features: int) -> int:
 def _relative_moments(
     query: npt.ArrayLike, key: npt.ArrayLike, value: npt.ArrayLike, scale: float | None
 ) -> tuple[Array, Array, Array, np.dtype[np.floating]]:
-    """The weights p (n_q, n), M_ij = exp(z_i.z_j) (n_q, n, n), the values, and the dtype."""
-    Q, K, V = as_tokens("query", query), as_tokens("key", key), as_tokens("value", value)
-    for name, array in (("query", Q), ("key", K), ("value", V)):
-        if array.ndim != 2:
-            raise ValueError(f"{name} has shape {array.shape}; expected (n_tokens, dim)")
-    if len(V) != len(K):
-        raise ValueError(f"value has shape {V.shape}; expected ({len(K)}, dim), one row a key")
+    """p (..., n_q, n), M (..., n_q, n, n), v_i - o (..., n_q, n, c), and the dtype."""
+    Q = as_points("query", query)
+    K, V = as_tokens("key", key, dim=Q.shape[-1]), as_tokens("value", value)
+    n = K.shape[-2]
+    if V.shape[-2] != n:
+        raise ValueError(f"value has shape {V.shape}; expected (..., {n}, dim), one row a key")
+    broadcast_axes("value", broadcast_axes("key", Q.shape[:-2], K.shape[:-2]), V.shape[:-2])
     dtype = common_dtype(Q, K, V)
     Q, K, V = (array.astype(np.float64) for array in (Q, K, V))
-    p = attention_weights(Q, K, scale=scale)
-    s = 1 / math.sqrt(Q.shape[1]) if scale is None else float(scale)
-    z = K + Q[:, None, :]
+    s = as_scale(scale, Q.shape[-1])
+    p = attention_weights(Q, K, scale=s)
+    z = K[..., None, :, :] + Q[..., :, None, :]
     with np.errstate(all="ignore"):
-        M = np.exp(s * np.einsum("qid,qjd->qij", z, z))
-    return p, M, V, dtype
+        M = np.exp(s * np.matmul(z, np.swapaxes(z, -1, -2)))
+        rest = V[..., None, :, :] - np.matmul(p, V)[..., :, None, :]
+    return p, M, rest, dtype

@@ -24,10 +24,10 @@ from equivalence.features import (
     PositiveFeatures,
     TaylorFeatures,
     TrigonometricFeatures,
+    optimal_tilt,
     prediction,
     sample_projections,
 )
-from equivalence.features.generalized import optimal_tilt
 from equivalence.features.variance import log_relative_variance
 
 
