@@ -58,5 +58,5 @@ def test_the_gate_runs_the_test_command_of_the_readme() -> None:
     extraction = re.search(r"command=\$\((.*)\)$", gate, re.MULTILINE)
     assert extraction is not None
     found = subprocess.run(["bash", "-c", extraction[1]], cwd=ROOT, capture_output=True, text=True)
-    assert found.stdout.strip().endswith(".venv-tox/bin/tox")
+    assert found.stdout.strip().endswith(".venv-tox/bin/tox -p auto")
     assert found.stdout.strip() in README
