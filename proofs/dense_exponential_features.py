@@ -277,7 +277,7 @@ def reductions(proof: Proof) -> None:
         values,
         Expand(),
         values_without,
-        because="g_q = exp(a.y) stands in front of every term; the keys' exp((x-a).b) do not cancel",
+        because="g_q = exp(a.y) multiplies every term; the keys' exp((x-a).b) do not cancel",
     )
 
 

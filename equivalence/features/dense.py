@@ -19,7 +19,7 @@ from equivalence._arrays import (
 )
 from equivalence.features.base import Features, as_projections, as_sample
 from equivalence.features.couplings import check_draw, is_antithetic, sample_projections
-from equivalence.features.generalized import log_excess, optimal_tilt
+from equivalence.features.generalized import best_rho, log_excess
 
 # Halvings of the interval (1/2, 1) until it is below its own unit roundoff.
 _HALVINGS = 53
@@ -28,18 +28,19 @@ _ORTHONORMAL_ULPS = 32
 
 
 def optimal_tilts(moments: npt.ArrayLike, *, antithetic: bool = False) -> Array:
-    """The tilts A_l, one an axis, of least mean log second moment at E z_l^2 = moments_l.
+    """The tilts A_l = (1 - 1/rho_l) / 8, one an axis, of least second moment at z_l^2 = moments_l.
 
-    Of independent features each is `optimal_tilt(moments_l, 1)`. Of antithetic ones they share the
-    part sigma that the features at w have in the second moment, 1/(1 + exp(-sum_l (1+rho_l) m_l)),
-    and each is the best at sigma m_l; sigma is found by bisection.
+    Of independent features rho_l = 2 / (2m + 1 + sqrt((2m+1)^2 + 8m)) at m = moments_l: each axis
+    for itself. Antithetic ones share sigma, the part of the second moment that grows with rho,
+    1/(1 + exp(-sum_l (1+rho_l) m_l)); each rho_l is that at sigma m_l, and sigma is found by
+    bisection.
 
     Takes (d,) numbers, at least 0, and returns (d,) in float64. Raises ValueError otherwise.
 
     Examples
     --------
-    >>> optimal_tilts([0.0, 4.0]) == [optimal_tilt(0.0, 1), optimal_tilt(4.0, 1)]
-    array([ True,  True])
+    >>> optimal_tilts([0.0, 1 / 3]).round(12)
+    array([ 0.   , -0.125])
     """
     m = as_shaped("moments", moments, "dim").astype(np.float64)
     if m.ndim != 1 or not np.isfinite(m).all() or (m < 0).any():
@@ -47,14 +48,11 @@ def optimal_tilts(moments: npt.ArrayLike, *, antithetic: bool = False) -> Array:
     low, high = (0.5, 1.0) if antithetic else (1.0, 1.0)
     for _ in range(_HALVINGS if antithetic else 0):
         sigma = (low + high) / 2
-        rho = 1 / (1 - 8 * _each_tilt(sigma * m))
+        rho = best_rho(sigma * m, 1)
         part = 1 / (1 + math.exp(-float(((1 + rho) * m).sum())))
         low, high = (sigma, high) if part > sigma else (low, sigma)
-    return _each_tilt(high * m)
-
-
-def _each_tilt(moments: Array) -> Array:
-    return np.array([optimal_tilt(float(m), 1) for m in moments])
+    tilts: Array = (1 - 1 / best_rho(high * m, 1)) / 8
+    return np.minimum(tilts, 0.0)
 
 
 class DenseFeatures:

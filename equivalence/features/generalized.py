@@ -45,8 +45,7 @@ def optimal_tilt(s: float, dim: int, *, antithetic: bool = False) -> float:
         raise ValueError(f"s is {s!r}; expected at least 0")
     if as_integer("dim", dim) < 1:
         raise ValueError(f"dim is {dim!r}; expected at least 1")
-    d, b = float(dim), 2 * float(s) + dim
-    low = 2 * d / (b + math.hypot(b, math.sqrt(8 * d) * math.sqrt(s)))
+    d, low = float(dim), float(best_rho(np.float64(s), dim))
     if antithetic:
         high = 1.0
         for _ in range(_HALVINGS):
@@ -54,6 +53,17 @@ def optimal_tilt(s: float, dim: int, *, antithetic: bool = False) -> float:
             pull = 2 * s * rho * (1 + rho) / (1 + math.exp(-(1 + rho) * s))
             low, high = (rho, high) if d * (1 - rho) > pull else (low, rho)
     return min((1 - 1 / low) / 8, 0.0)
+
+
+def best_rho(s: Array | np.float64, dim: int) -> Array:
+    """2d / (2s + d + sqrt((2s+d)^2 + 8ds)), elementwise in s.
+
+    >>> best_rho(np.array([0.0]), 3)
+    array([1.])
+    """
+    b = 2 * s + dim
+    rho: Array = 2 * dim / (b + np.hypot(b, math.sqrt(8 * dim) * np.sqrt(s)))
+    return rho
 
 
 class GeneralizedFeatures:
