@@ -142,15 +142,20 @@ def test_equal_tilts_are_generalised_features_whatever_the_axes() -> None:
 def test_nothing_overflows_at_s_of_ten_thousand() -> None:
     x, y = np.array([[60.0, 80.0]]), np.zeros((1, 2))
     phi = DenseFeatures(10 * W[:, :2]).fit(x, y)
-    for antithetic in (False, True):
-        options = {"tilts": phi.tilts, "axes": phi.axes, "antithetic": antithetic}
-        log_variance = DenseFeatures.log_relative_variance(x, y, 2, **options)
-        assert np.isfinite(log_variance).all()
-        # Along z one tilt of its own: far below that of one tilt for both axes.
-        A = optimal_tilt(1e4, 2, antithetic=antithetic)
-        assert log_variance < GeneralizedFeatures.log_relative_variance(
-            x, y, 2, A=A, antithetic=antithetic
+    z = (x @ phi.axes)[0]
+    given = {"rho": (1 / (1 - 8 * phi.tilts)).tolist(), "m": (z**2).tolist()}
+    log_moment = PROOF.evaluate("log_moment", given)
+    for n, antithetic in ((1, False), (2, True)):
+        got = DenseFeatures.log_relative_variance(
+            x, y, n, tilts=phi.tilts, axes=phi.axes, antithetic=antithetic
         )
+        # A pair has the mean of this moment and of that of w and -w, which is nothing here.
+        moment = log_moment - math.log(n)
+        want = moment + math.log1p(-math.exp(-moment))
+        compare("log variance", got, [[want]], relative(1e4, 64)).require()
+        A = optimal_tilt(1e4, 2, antithetic=antithetic)
+        # Along z one tilt of its own: far below that of one tilt for both axes.
+        assert got < GeneralizedFeatures.log_relative_variance(x, y, n, A=A, antithetic=antithetic)
     features, log_scale = phi(x)
     assert np.isfinite(log_scale).all()
     assert features.max() == 1
@@ -296,7 +301,8 @@ def test_reduced_gram_features_are_softmax_attention_in_every_form() -> None:
     want = attention(case.Q, case.K, case.V, scale=1.0, causal=True)
     compare("by chunks", causal, want, budget).require()
     log_D = np.log(np.exp(case.Q @ case.K.T).sum(axis=1))
-    budget = normalizer_budget(Phi, phi_q, error, U) + sum_budget(case.Q[:, :1] + 8, 64, U)
+    logarithm = Budget(gamma(64, U) * (abs(log_D) + 8), "the logarithm of a sum", U)
+    budget = normalizer_budget(Phi, phi_q, error, U) + logarithm
     compare("log D", model.log_normalizer(case.Q), log_D, budget).require()
 
 
@@ -328,6 +334,8 @@ def test_fit_takes_the_keys_twice_and_knows_antithetic_projections() -> None:
     own, twice = DenseFeatures(W).fit(K), DenseFeatures(W).fit(K, K)
     assert np.array_equal(own.tilts, twice.tilts)
     assert np.array_equal(Reduction.fit(K).S, Reduction.fit(K, K).S)
+    reduction = ReducedFeatures(PositiveFeatures(W)).fit(K).reduction_
+    assert np.array_equal(reduction.b, Reduction.fit(K, K).b)
     pairs = DenseFeatures(np.concatenate([W, -W])).fit(K, Q)
     assert np.array_equal(pairs.axes, DenseFeatures(W).fit(K, Q).axes)
     assert (pairs.tilts >= DenseFeatures(W).fit(K, Q).tilts).all()
@@ -376,6 +384,7 @@ def test_fit_takes_the_keys_twice_and_knows_antithetic_projections() -> None:
         (lambda: Reduction.fit(W, W[:, :2]), ValueError, "queries has shape (6, 2)"),
         (lambda: Reduction([1.0], [1.0], [[1.0]], [1.0]), ValueError, "inverse has shape (1,)"),
         (lambda: Reduction(1.0, [1.0], [[1.0]], [[1.0]]), ValueError, "a has shape ()"),
+        (lambda: Reduction([1.0], [math.nan], [[1.0]], [[1.0]]), ValueError, "b has entries that"),
         (lambda: Reduction.fit(W).keys([[1.0]]), ValueError, "x has shape (1, 1); expected"),
         (lambda: ReducedFeatures(PositiveFeatures), TypeError, "feature_map is <class"),
         (lambda: ReducedFeatures(PositiveFeatures(W)).keys(W), ValueError, "has no reduction yet"),

@@ -151,8 +151,12 @@ class Reduction:
         d = np.shape(self.a)[-1] if np.ndim(self.a) else 0
         for name, shape in (("a", (d,)), ("b", (d,)), ("S", (d, d)), ("inverse", (d, d))):
             array = as_shaped(name, getattr(self, name), *shape).astype(np.float64)
-            if array.ndim != len(shape) or not np.isfinite(array).all():
-                raise ValueError(f"{name} has shape {array.shape}; expected finite {shape}")
+            if array.ndim != len(shape):
+                raise ValueError(f"{name} has shape {array.shape}; expected {shape}")
+            if not np.isfinite(array).all():
+                raise ValueError(
+                    f"{name} has entries that are NaN or infinite; expected finite ones"
+                )
             object.__setattr__(self, name, array)
 
     @classmethod

@@ -260,6 +260,6 @@ claim = Claim(
     budget="quadrature on each axis: 2 exp(-2 pi^2/h^2), h = 1/2, and Gaussian tails beyond 9; "
     "exponents err by gamma_(2d+12) of their terms; eigenvectors by gamma_(10 d^2), singular "
     "values by gamma_(40 d^2), backward.",
-    code="equivalence/features/dense.py, equivalence/features/reductions.py",
+    code="equivalence/features/dense.py",
     on_heads=True,
 )  # fmt: skip
