@@ -142,9 +142,10 @@ class DenseFeatures:
         """Choose axes and tilts for M = E z z^T, z = x + y over all pairs of a key and a query.
 
         The axes are the eigenvectors of M, the tilts `optimal_tilts` of its eigenvalues: no other
-        axes and tilts have a smaller mean of log E T^2. keys (n_k, d) and queries (n_q, d); without
-        queries, the keys twice. M may be singular: along an axis without points the tilt is 0.
-        Projections whose second half is the negative of the first get the antithetic tilts.
+        axes and tilts of independent features have a smaller mean of log E T^2. Projections whose
+        second half is the negative of the first get the antithetic tilts. keys (n_k, d) and queries
+        (n_q, d); without queries, the keys twice. M may be singular: along an axis without points
+        the tilt is 0.
 
         Raises ValueError for shapes that do not fit, no rows, and entries that are not finite.
 
