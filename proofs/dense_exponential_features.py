@@ -219,8 +219,8 @@ def best_tilts(proof: Proof) -> None:
         stationary_moment - stationary_moment.subs(r, t),
         Expand(),
         (t - r) * (1 + r + t - r * t) / (2 * r * t * (1 + r) * (1 + t)),
-        because="positive for r < t <= 1, where it covers all of m >= 0, and beyond 1 it is negative: "
-        "each m has one best rho",
+        because="positive for r < t <= 1, where it covers all of m >= 0, and beyond 1 it is "
+        "negative: each m has one best rho",
     )
     proof.step(
         "The best rho at that m",

@@ -4,10 +4,10 @@ The variance of random features grows with |x+y|^2, the kernel does not: for eve
 
     x.y = (S (x-a)).(S^{-T} (y-b)) + (x-a).b + a.y.
 
-The shift takes the mean of z = x + y out of E |z|^2, by a + b; with a and b the means of x and y it
-does so whatever S. The balance S then gives keys and queries one second moment, and E z z^T the
-least eigenvalues that it can have. The factor exp((x-a).b) belongs to the key; exp(a.y) is the query's and
-cancels in attention. All this is exact, and serves every feature map.
+The shift takes the mean of z = x + y out of E |z|^2, by a + b; with a and b the means of x and y
+it does so whatever S. The balance S then gives keys and queries one second moment, and E z z^T the
+least eigenvalues that it can have. The factor exp((x-a).b) belongs to the key; exp(a.y) is the
+query's and cancels in attention. All this is exact, and serves every feature map.
 Source: proofs/dense_exponential_features.py.
 """
 
