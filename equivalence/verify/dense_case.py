@@ -69,6 +69,13 @@ class Pair:
         size: Array = W @ stretched + 2 * W**2 @ abs(self.tilts)
         return size
 
+    def largest(self, W: Array) -> float:
+        """The largest exponents of the key's and of the query's row, added up."""
+        rows = np.concatenate([self.x, self.y]).astype(np.float64) @ self.axes
+        first = abs(rows * np.sqrt(1 - 4 * self.tilts)) @ abs(W).T
+        largest: float = (first + W**2 @ self.tilts).max(axis=1).sum()
+        return largest
+
     def definition(self) -> Comparison:
         """log T(w) = sum_l log sqrt(1-4A_l) + 2 A_l w_l^2 + sqrt(1-4A_l) w_l z_l - ..."""
         number, two = self.number, self.number.number(2.0)
@@ -115,39 +122,32 @@ class Pair:
         ideal = weight * np.exp((slope[axis] * v) - (slope**2 / 2)[axis])
         along = np.add.reduceat(weight * np.exp(exponent + missing), starts)
         closed = float((slope**2 / 2 - np.log(beta) / 2).sum())
-        log_exact, log_got = self._moment(powers), p * logs[-1] + closed + np.log(along).sum()
-        size = self.size(W)
-        own = 2 * gamma(2 * d + 12, u) * size[:-1] + 6 * u * size.max() + 64 * u
+        # At w = 0 the exponent is exact, and the row's largest one is all that a feature carries.
+        size, largest = self.size(W)[:-1], self.largest(W)
+        own = gamma(2 * d + 9, u) * size + 2 * u * largest + 40 * u
         ours = gamma(12, _U) * (
             v**2 * (1 + 1 / beta[axis]) + abs(slope[axis] * v) + slope[axis] ** 2
         )
         error = np.where(np.isneginf(exponent), 1.0, np.expm1(p * own + ours))
-        per_axis = (
-            np.add.reduceat(ideal * error, starts) + gamma(64, _U) + 2 * discretisation_error()
-        )
-        base = gamma(d + 16, u) * (size.max() + self.constant) + self.defect
-        total = (
-            per_axis.sum()
-            + p * base
-            + gamma(d + 16, _U) * (abs(closed) + float((slope**2).sum()) + self.constant)
-        )
-        number = self.number
-        shift = number.number(float(log_exact))
+        per_axis = np.add.reduceat(ideal * error, starts)
+        base = gamma(d + 8, u) * self.constant + 5 * u * largest + self.defect
+        rounding = gamma(d + 64, _U) * (abs(closed) + float((slope**2).sum()) + self.constant)
+        total = per_axis.sum() + 2 * d * discretisation_error() + p * base + rounding
         return oracle.against(
-            number,
-            f"{what} by quadrature",
-            np.array([[math.exp(log_got - float(log_exact))]]),
-            [[number.exp(log_exact - shift)]],
+            self.number,
+            f"log {what} by quadrature",
+            np.array([[p * logs[-1] + closed + np.log(along).sum()]]),
+            [[self._log_moment(powers)]],
             Budget(
-                np.array([[math.expm1(total)]]),
-                "on each axis exponents err by gamma_(2d+12) of their terms and 6u of the largest; "
+                np.array([[total / (1 - total) if total < 1 else math.inf]]),
+                "on each axis exponents err by gamma_(2d+9) of their terms and 2u of the largest; "
                 "trapezoidal rule, 2 exp(-2 pi^2/h^2), and tails beyond 9 standard deviations; "
                 "axes orthonormal to gamma_(10 d^2)",
                 u,
             ),
         )
 
-    def _moment(self, powers: tuple[int, int]) -> Number:
+    def _log_moment(self, powers: tuple[int, int]) -> Number:
         if powers == (1, 0):
             return self.dot
         two = self.number.number(2.0)
