@@ -2,6 +2,7 @@
 
 from equivalence.features.base import Features, biased
 from equivalence.features.couplings import sample_projections
+from equivalence.features.dense import DenseFeatures, optimal_tilts
 from equivalence.features.generalized import GeneralizedFeatures, optimal_tilt
 from equivalence.features.gram import GramFeatures
 from equivalence.features.positive import PositiveFeatures
@@ -11,14 +12,18 @@ from equivalence.features.prediction import (
     log_lower_tail,
     required_features,
 )
+from equivalence.features.reductions import ReducedFeatures, Reduction
 from equivalence.features.taylor import TaylorFeatures
 from equivalence.features.trigonometric import TrigonometricFeatures
 
 __all__ = [
+    "DenseFeatures",
     "Features",
     "GeneralizedFeatures",
     "GramFeatures",
     "PositiveFeatures",
+    "ReducedFeatures",
+    "Reduction",
     "TaylorFeatures",
     "TrigonometricFeatures",
     "attention_bias",
@@ -26,6 +31,7 @@ __all__ = [
     "biased",
     "log_lower_tail",
     "optimal_tilt",
+    "optimal_tilts",
     "required_features",
     "sample_projections",
 ]
