@@ -161,6 +161,9 @@ class OneStepRegressor:
     ----------
     feature_map : feature map, optional
         GramFeatures() by default. One with a `fit` method is copied and fitted to the keys.
+    query_map : feature map, optional
+        The map of queries where it is not that of keys, as of ReducedFeatures: W_1 is made from one
+        and read at the other.
     learning_rate : float
         eta > 0; it cancels, as the loss carries 1/eta (unless 1/eta times the gradient overflows).
     scale : float, optional
@@ -214,14 +217,16 @@ class OneStepRegressor:
         self,
         feature_map: FeatureMap | None = None,
         *,
+        query_map: FeatureMap | None = None,
         learning_rate: float = 1.0,
         scale: float | None = None,
     ) -> None:
-        if isinstance(feature_map, type) or not (feature_map is None or callable(feature_map)):
-            raise TypeError(
-                f"feature_map is {feature_map!r}; expected a feature map, such as GramFeatures()"
-            )
-        self.feature_map = feature_map
+        for name, given in (("feature_map", feature_map), ("query_map", query_map)):
+            if isinstance(given, type) or not (given is None or callable(given)):
+                raise TypeError(
+                    f"{name} is {given!r}; expected a feature map, such as GramFeatures()"
+                )
+        self.feature_map, self.query_map = feature_map, query_map
         self.learning_rate = as_positive("learning_rate", learning_rate)
         self.scale = scale
 
@@ -282,7 +287,7 @@ class OneStepRegressor:
         """
         Q = self._queries(queries)
         broadcast_axes("queries", self.coef_.shape[:-2], Q.shape[:-2])
-        phi = self.feature_map_(_scaled(Q, self._root_scale)).features
+        phi = self._query_features(Q).features
         with np.errstate(all="ignore"):
             numerator = np.einsum("...cm,...qm->...qc", self.coef_, phi)
             D = np.einsum("...m,...qm->...q", self.normalizer_, phi)
@@ -298,11 +303,15 @@ class OneStepRegressor:
         """
         Q = self._queries(queries)
         broadcast_axes("queries", self.normalizer_.shape[:-1], Q.shape[:-2])
-        phi, log_scale = self.feature_map_(_scaled(Q, self._root_scale))
+        phi, log_scale = self._query_features(Q)
         with np.errstate(all="ignore"):
             D = np.einsum("...m,...qm->...q", self.normalizer_, phi)
             log_D: Array = np.log(D) + log_scale + self.log_scale_[..., None]
             return log_D.astype(np.result_type(self._dtypes[0], Q.dtype), copy=False)
+
+    def _query_features(self, Q: Array) -> Features:
+        phi = self.feature_map_ if self.query_map is None else self.query_map
+        return phi(_scaled(Q, self._root_scale))
 
     def _queries(self, queries: npt.ArrayLike) -> Array:
         if not hasattr(self, "coef_"):

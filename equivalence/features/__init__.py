@@ -2,17 +2,22 @@
 
 from equivalence.features.base import Features, biased
 from equivalence.features.couplings import sample_projections
+from equivalence.features.dense import DenseFeatures
 from equivalence.features.generalized import GeneralizedFeatures
 from equivalence.features.gram import GramFeatures
 from equivalence.features.positive import PositiveFeatures
+from equivalence.features.reductions import ReducedFeatures, Reduction
 from equivalence.features.taylor import TaylorFeatures
 from equivalence.features.trigonometric import TrigonometricFeatures
 
 __all__ = [
+    "DenseFeatures",
     "Features",
     "GeneralizedFeatures",
     "GramFeatures",
     "PositiveFeatures",
+    "ReducedFeatures",
+    "Reduction",
     "TaylorFeatures",
     "TrigonometricFeatures",
     "biased",

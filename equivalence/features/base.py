@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from equivalence._arrays import Array, as_points, as_real, broadcast_axes
+from equivalence._arrays import Array, as_points, as_real, as_tokens, broadcast_axes
 
 
 class Features(NamedTuple):
@@ -113,3 +113,21 @@ def as_projections(projections: npt.ArrayLike) -> Array:
     if not np.isfinite(W).all():
         raise ValueError("projections has entries that are NaN or infinite; expected finite ones")
     return W
+
+
+def as_sample(name: str, value: npt.ArrayLike, dim: int) -> Array:
+    """Return the points that a map is fitted to as a finite float64 (n, dim) array, n >= 1.
+
+    Raises ValueError or TypeError otherwise, naming the argument.
+
+    >>> as_sample("keys", [[1, 2]], 2)
+    array([[1., 2.]])
+    """
+    X = as_tokens(name, value, dim=dim)
+    if X.ndim != 2 or len(X) == 0:
+        raise ValueError(
+            f"{name} has shape {X.shape}; expected (n_tokens, {dim}), at least one row"
+        )
+    if not np.isfinite(X).all():
+        raise ValueError(f"{name} has entries that are NaN or infinite; expected finite points")
+    return X.astype(np.float64)

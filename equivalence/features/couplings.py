@@ -149,6 +149,16 @@ def check_draw(n: int, d: int, coupling: str, antithetic: bool) -> None:
         )
 
 
+def is_antithetic(projections: Array) -> bool:
+    """Whether the second half of the projections is the negative of the first.
+
+    >>> is_antithetic(np.array([[1.0], [-1.0]]))
+    True
+    """
+    half, odd = divmod(len(projections), 2)
+    return not odd and np.array_equal(projections[:half], -projections[half:])
+
+
 def haar(blocks: int, d: int, rng: np.random.Generator) -> Array:
     """Orthogonal matrices (blocks, d, d), uniform on the orthogonal group.
 

@@ -17,8 +17,8 @@ from equivalence._arrays import (
     common_dtype,
     compute_dtype,
 )
-from equivalence.features.base import Features, as_projections
-from equivalence.features.couplings import check_draw, sample_projections
+from equivalence.features.base import Features, as_projections, as_sample
+from equivalence.features.couplings import check_draw, is_antithetic, sample_projections
 from equivalence.features.variance import correlation, partners, squared_distances
 
 # Halvings of an interval inside (0, 1) until it is below its own unit roundoff.
@@ -45,8 +45,7 @@ def optimal_tilt(s: float, dim: int, *, antithetic: bool = False) -> float:
         raise ValueError(f"s is {s!r}; expected at least 0")
     if as_integer("dim", dim) < 1:
         raise ValueError(f"dim is {dim!r}; expected at least 1")
-    d, b = float(dim), 2 * float(s) + dim
-    low = 2 * d / (b + math.hypot(b, math.sqrt(8 * d) * math.sqrt(s)))
+    d, low = float(dim), float(best_rho(np.float64(s), dim))
     if antithetic:
         high = 1.0
         for _ in range(_HALVINGS):
@@ -54,6 +53,17 @@ def optimal_tilt(s: float, dim: int, *, antithetic: bool = False) -> float:
             pull = 2 * s * rho * (1 + rho) / (1 + math.exp(-(1 + rho) * s))
             low, high = (rho, high) if d * (1 - rho) > pull else (low, rho)
     return min((1 - 1 / low) / 8, 0.0)
+
+
+def best_rho(s: Array | np.float64, dim: int) -> Array:
+    """2d / (2s + d + sqrt((2s+d)^2 + 8ds)), elementwise in s.
+
+    >>> best_rho(np.array([0.0]), 3)
+    array([1.])
+    """
+    b = 2 * s + dim
+    rho: Array = 2 * dim / (b + np.hypot(b, math.sqrt(8 * dim) * np.sqrt(s)))
+    return rho
 
 
 class GeneralizedFeatures:
@@ -138,7 +148,7 @@ class GeneralizedFeatures:
         """
         d = self.projections.shape[1]
         X, Y = (
-            _as_sample(name, value, d)
+            as_sample(name, value, d)
             for name, value in (("keys", keys), ("queries", keys if queries is None else queries))
         )
         s = (X**2).sum(axis=1).mean() + (Y**2).sum(axis=1).mean() + 2 * X.mean(0) @ Y.mean(0)
@@ -148,8 +158,7 @@ class GeneralizedFeatures:
 
     @property
     def _is_antithetic(self) -> bool:
-        half, odd = divmod(len(self.projections), 2)
-        return not odd and np.array_equal(self.projections[:half], -self.projections[half:])
+        return is_antithetic(self.projections)
 
     @staticmethod
     def log_relative_variance(
@@ -183,7 +192,9 @@ class GeneralizedFeatures:
         n = n_features // 2 if antithetic else n_features
         p = partners(n, d, coupling)
         with np.errstate(all="ignore"):
-            own = _log_excess(s, d, _as_tilt(A), antithetic)
+            rho = 1 / (1 - 8 * _as_tilt(A))
+            d_log_G = d / 2 * math.log1p(16 * A**2 * rho)
+            own = log_excess(d_log_G, rho * s, (rho - 1) * s, antithetic)
             # The tilt changes norms, not directions: c is that of positive features, e^-s c here.
             c = correlation(s, d, coupling, antithetic) * np.exp(np.minimum(s, 700)) if p else 0.0
             log_variance: Array = own - math.log(n) + np.log1p(p * c * np.exp(-own))
@@ -216,37 +227,29 @@ class GeneralizedFeatures:
             return Features(features.astype(dtype, copy=False), log_scale.astype(dtype, copy=False))
 
 
-def _log_excess(s: Array, d: int, A: float, antithetic: bool) -> Array:
-    """log(E T^2 - 1) of one feature, or of a pair, of which T is the mean.
+def log_excess(log_G: float, t: Array, gain: Array, antithetic: bool) -> Array:
+    """log(E T^2 - 1) of one feature with E T^2 = e^a, or of a pair, of which T is the mean.
 
-    With a = d log G + rho s and b = d log G - s: e^a - 1, or (e^a + e^b)/2 - 1, which is
-    2 e^c sinh^2((a-b)/4) + e^c - 1 with c = (a+b)/2.
+    a = log_G + t, and of w and -w b = log_G - s, s = t - gain: e^a - 1, or (e^a + e^b)/2 - 1,
+    which is 2 e^c sinh^2((a-b)/4) + e^c - 1 with c = (a+b)/2.
+
+    >>> bool(log_excess(0.0, np.array(2.0), np.array(0.0), False) == np.log(np.expm1(2.0)))
+    True
     """
-    rho = 1 / (1 - 8 * A)
-    d_log_G = d / 2 * math.log1p(16 * A**2 * rho)
     if not antithetic:
-        a = d_log_G + rho * s
+        a = log_G + t
         excess: Array = a + np.log(-np.expm1(-a))
         return excess
-    c = d_log_G - (1 - rho) * s / 2
-    spread = (1 + rho) * s / 4
+    c = log_G + gain / 2
+    spread = (2 * t - gain) / 4
     log_main = c + 2 * (spread + np.log(-np.expm1(-2 * spread))) - math.log(2)
-    log_excess: Array = np.where(
-        s == 0, np.log(np.expm1(c)), log_main + np.log1p(np.expm1(c) * np.exp(-log_main))
+    pair: Array = np.where(
+        t == 0, np.log(np.expm1(c)), log_main + np.log1p(np.expm1(c) * np.exp(-log_main))
     )
-    return log_excess
+    return pair
 
 
 def _as_tilt(A: float) -> float:
     if as_number("A", A) >= 1 / 8:
         raise ValueError(f"A is {A!r}; expected below 1/8: the variance is infinite from there on")
     return float(A)
-
-
-def _as_sample(name: str, value: npt.ArrayLike, d: int) -> Array:
-    X = as_tokens(name, value, dim=d)
-    if X.ndim != 2 or len(X) == 0:
-        raise ValueError(f"{name} has shape {X.shape}; expected (n_tokens, {d}), at least one row")
-    if not np.isfinite(X).all():
-        raise ValueError(f"{name} has entries that are NaN or infinite; expected finite points")
-    return X.astype(np.float64)

@@ -19,9 +19,12 @@ from equivalence import (
     streaming,
 )
 from equivalence.features import (
+    DenseFeatures,
     GeneralizedFeatures,
     GramFeatures,
     PositiveFeatures,
+    ReducedFeatures,
+    Reduction,
     TaylorFeatures,
     TrigonometricFeatures,
     prediction,
@@ -40,6 +43,9 @@ class Implementation:
     GramFeatures: Any = GramFeatures
     PositiveFeatures: Any = PositiveFeatures
     GeneralizedFeatures: Any = GeneralizedFeatures
+    DenseFeatures: Any = DenseFeatures
+    Reduction: Any = Reduction
+    ReducedFeatures: Any = ReducedFeatures
     optimal_tilt: Callable[..., Any] = optimal_tilt
     attention_bias: Callable[..., Any] = prediction.attention_bias
     attention_mean_square_error: Callable[..., Any] = prediction.attention_mean_square_error

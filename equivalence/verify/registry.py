@@ -35,6 +35,7 @@ STEMS = (
     "feed_forward_layer",
     "stacked_layers",
     "positions",
+    "dense_exponential_features",
 )
 
 
