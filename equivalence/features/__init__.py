@@ -5,6 +5,8 @@ from equivalence.features.couplings import sample_projections
 from equivalence.features.dense import DenseFeatures
 from equivalence.features.generalized import GeneralizedFeatures
 from equivalence.features.gram import GramFeatures
+from equivalence.features.importance import ImportanceFeatures
+from equivalence.features.landmarks import LandmarkFeatures
 from equivalence.features.positive import PositiveFeatures
 from equivalence.features.reductions import ReducedFeatures, Reduction
 from equivalence.features.taylor import TaylorFeatures
@@ -15,6 +17,8 @@ __all__ = [
     "Features",
     "GeneralizedFeatures",
     "GramFeatures",
+    "ImportanceFeatures",
+    "LandmarkFeatures",
     "PositiveFeatures",
     "ReducedFeatures",
     "Reduction",
