@@ -7,7 +7,8 @@ from functools import cache
 
 import numpy as np
 from head_data import Array
-from head_maps import Head, Nested, Remade, generator, least_squares, nested, solver
+from head_estimates import Head, Nested, Remade, generator, nested
+from head_maps import least_squares, solver
 
 from equivalence.features import (
     DenseFeatures,
@@ -89,12 +90,13 @@ def remainder(head: Head) -> Remade:
     features = solver(head.greedy, head.G)
     at_keys = features(head.G)
     matrices = head.A_fit, head.A_held, head.A_likely
+    whole = [features(A) for A in matrices]
 
     @cache
     def make(m: int) -> Nested:
         draws = m // 2
         k = m - draws
-        heads = [features(A)[:k] for A in matrices]
+        heads = [x[:k] for x in whole]
         rests = [A - x.T @ at_keys[:k] for A, x in zip(matrices, heads, strict=True)]
         p = np.linalg.norm(rests[2], axis=0)
         p /= p.sum()
