@@ -15,7 +15,7 @@ from equivalence.features import ImportanceFeatures, PositiveFeatures
 from equivalence.features.importance import log_importance_weights
 from equivalence.verify.budgets import Budget, gamma
 from equivalence.verify.compare import Disagreement, compare
-from equivalence.verify.laws import distribution_test
+from equivalence.verify.laws import distribution_test, variance_test
 
 Array = np.ndarray[Any, Any]
 U = 2.0**-53
@@ -102,6 +102,17 @@ def test_projections_are_drawn_where_the_attention_lies() -> None:
         test.require()
         with pytest.raises(Disagreement):
             distribution_test("w ~ p", sample, wrong, alpha=1e-9, gap=gap).require()
+
+
+def test_about_a_pair_projections_are_standard_normal() -> None:
+    pair = np.array([[1.0, -2.0]]), np.array([[0.5, 3.0]])
+    phi = ImportanceFeatures.sample(*pair, 4000, rng=np.random.default_rng(0))
+    squares = (phi.projections - pair[0] - pair[1]).ravel() ** 2
+    test = variance_test("w - q - k", squares, squares.size, alpha=1e-9, ratio=1.21)
+    assert test.power > 0.99
+    test.require()
+    with pytest.raises(Disagreement):
+        variance_test("w", 1.21 * squares, squares.size, alpha=1e-9, ratio=1.21).require()
 
 
 def test_the_mean_over_the_mixture_is_the_kernel() -> None:

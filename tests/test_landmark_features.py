@@ -121,6 +121,8 @@ def test_landmarks_end_with_the_rank_of_the_attention() -> None:
     assert sorted(phi.indices_.tolist()) == list(range(8))
     first, again = np.split(phi.keys(twice).phi(), 2)
     assert np.array_equal(first, again)
+    near = np.concatenate([K, K[:1] + 1e-5])
+    assert sorted(fitted(9, near).indices_.tolist()) == list(range(9))
 
 
 def test_least_squares_beat_interpolation_where_queries_are() -> None:

@@ -133,14 +133,12 @@ class LandmarkFeatures:
         largest = scores.max(axis=1)
         log_D = largest + np.log(np.exp(scores - largest[:, None]).sum(axis=1))
         A = np.exp(scores - log_D[:, None])
-        distinct = np.sort(np.unique(K, axis=0, return_index=True)[1])
-        X = A[:, distinct]
-        G = X.T @ X
+        G = A.T @ A
         chosen = greedy_columns(G, G, self.n_landmarks)
-        norms = np.linalg.norm(X[:, chosen], axis=0)
-        self._basis, self._triangle = np.linalg.qr(X[:, chosen] / norms)
+        norms = np.linalg.norm(A[:, chosen], axis=0)
+        self._basis, self._triangle = np.linalg.qr(A[:, chosen] / norms)
         self._sample, self._log_D, self._log_norms = Q, log_D, np.log(norms)
-        self.indices_ = distinct[chosen]
+        self.indices_ = chosen
         self.landmarks_ = given[self.indices_].astype(compute_dtype(given.dtype))
         self._row_of = {point: row for row, point in enumerate(as_bytes(self.landmarks_))}
         return self
