@@ -64,7 +64,7 @@ class Nested:
 
 @dataclass(frozen=True, eq=False)
 class Remade:
-    """A construction that is made anew for each number of features, in steps of largest/32."""
+    """A construction made anew for each number of features: the last multiple of largest/32."""
 
     largest: int
     make: Callable[[int], Nested]
@@ -79,7 +79,7 @@ class Remade:
 
     def _rounded(self, m: int) -> int:
         step = max(1, self.largest // 32)
-        return min(-(-m // step) * step, self.largest)
+        return max(m // step * step, 1)
 
 
 @dataclass(frozen=True, eq=False)
