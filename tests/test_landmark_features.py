@@ -76,7 +76,7 @@ def test_coefficients_are_least_squares_over_the_queries() -> None:
     keys = np.concatenate([K, NEW])
     D = np.exp(Q @ K.T).sum(axis=1, keepdims=True)
     X, targets = (np.exp(Q @ x.T) / D for x in (phi.landmarks_, keys))
-    C, _, rank, s = np.linalg.lstsq(X, targets)
+    C, _, rank, s = np.linalg.lstsq(X, targets, rcond=None)
     assert rank == 4
     norms = np.linalg.norm(X, axis=0)
     got = phi.keys(keys).phi() / norms
@@ -92,7 +92,7 @@ def test_each_choice_lowers_the_error_most() -> None:
 
     def left(columns: list[int]) -> float:
         X = A[:, columns]
-        return float(np.linalg.norm(A - X @ np.linalg.lstsq(X, A)[0]))
+        return float(np.linalg.norm(A - X @ np.linalg.lstsq(X, A, rcond=None)[0]))
 
     order = fitted(6).indices_.tolist()
     for m in range(6):

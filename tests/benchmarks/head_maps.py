@@ -126,10 +126,10 @@ def by_leverage(head: Head) -> Order:
 
 
 def ridge_leverage(head: Head) -> Array:
-    """diag(G (G + lambda I)^{-1}), lambda = 1e-4 tr G / n."""
+    """diag(G (G + lambda I)^{-1}), lambda = 1e-4 tr G / n, none of them zero."""
     ridge = 1e-4 * np.trace(head.G) / len(head.G)
     scores = 1 - ridge * np.diagonal(np.linalg.inv(head.G + ridge * np.eye(len(head.G))))
-    return np.asarray(np.maximum(scores, 0.0))
+    return np.asarray(np.maximum(scores, EPS))
 
 
 def greedy_at_fit(head: Head) -> Nested:
