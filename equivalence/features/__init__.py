@@ -5,6 +5,8 @@ from equivalence.features.couplings import sample_projections
 from equivalence.features.dense import DenseFeatures, optimal_tilts
 from equivalence.features.generalized import GeneralizedFeatures, optimal_tilt
 from equivalence.features.gram import GramFeatures
+from equivalence.features.importance import ImportanceFeatures
+from equivalence.features.landmarks import LandmarkFeatures
 from equivalence.features.positive import PositiveFeatures
 from equivalence.features.prediction import (
     attention_bias,
@@ -21,6 +23,8 @@ __all__ = [
     "Features",
     "GeneralizedFeatures",
     "GramFeatures",
+    "ImportanceFeatures",
+    "LandmarkFeatures",
     "PositiveFeatures",
     "ReducedFeatures",
     "Reduction",

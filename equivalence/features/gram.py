@@ -76,7 +76,7 @@ class GramFeatures:
         L, pivots, self.rank_ = pivoted_cholesky(G, noise)
         self.factor_ = L
         self.landmarks_ = Z[pivots]
-        self._row_of = {point: row for row, point in enumerate(_as_bytes(self.landmarks_))}
+        self._row_of = {point: row for row, point in enumerate(as_bytes(self.landmarks_))}
         return self
 
     def __call__(self, x: npt.ArrayLike) -> Features:
@@ -145,7 +145,7 @@ class GramFeatures:
 
     def _recall(self, x: Array, features: Array, log_scale: Array) -> None:
         """Give each landmark its own row of the factor: solving would amplify errors."""
-        found = [(i, self._row_of[p]) for i, p in enumerate(_as_bytes(x)) if p in self._row_of]
+        found = [(i, self._row_of[p]) for i, p in enumerate(as_bytes(x)) if p in self._row_of]
         if found:
             here, rows = map(list, zip(*found, strict=True))
             features[here] = self.factor_[rows]
@@ -174,6 +174,6 @@ def pivoted_cholesky(G: Array, noise: float) -> tuple[Array, npt.NDArray[np.intp
     return L, pivots - 1, int(rank)
 
 
-def _as_bytes(x: Array) -> list[bytes]:
+def as_bytes(x: Array) -> list[bytes]:
     """One key a point, equal for equal points; adding zero makes -0.0 the 0.0 that it equals."""
     return [row.tobytes() for row in x.astype(np.float64) + 0.0]
