@@ -2,6 +2,7 @@
 
 import math
 import re
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -129,10 +130,11 @@ def test_any_chunk_size_and_any_state_before_give_the_same(
     budget = definition_budget(case, phi.projections, causal=True)
     whole = causal_attention_by_chunks(queries, keys, case.V)
     compare("outputs", output, whole[new], (budget + budget)[new]).require()
-    last = Features(*(x[-1:] for x in queries))
-    for what, state in (("extended", after), ("at once", AttentionState.of(keys, case.V))):
+    last, at_once = Features(*(x[-1:] for x in queries)), AttentionState.of(keys, case.V)
+    for what, state in (("extended", after), ("at once", at_once)):
         got = state.read(last)
         compare(f"the state {what}", got, whole[-1:], (budget + budget)[-1:]).require()
+    assert (after.log_scale, after.least_log_scale) == (at_once.log_scale, at_once.least_log_scale)
 
 
 def test_gram_features_make_it_softmax_attention() -> None:
@@ -192,6 +194,20 @@ def test_no_keys_are_a_mean_over_nothing_and_no_queries_have_no_outputs() -> Non
     assert np.isnan(linear_attention(one, none, V, phi)).all()
     assert linear_attention(none, one, np.ones((1, 4)), phi).shape == (0, 4)
     assert linear_attention(none, none, V, phi, causal=True).shape == (0, 4)
+
+
+@pytest.mark.parametrize("shape", [(1, 8192), (16, 512)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_memory_is_the_features_of_some_tokens(causal: bool, shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    Q, K, V = rng.standard_normal((3, *shape, 4))
+    phi = PositiveFeatures(rng.standard_normal((64, 4)))
+    tracemalloc.start()
+    output = linear_attention(Q, K, V, phi, causal=causal)
+    peak = tracemalloc.get_traced_memory()[1] - output.nbytes
+    tracemalloc.stop()
+    # Beside the features: a state, and scaled points and values, of 4 numbers for 64 features.
+    assert peak <= 2 * 2048 * 64 * output.itemsize
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -271,6 +287,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a map to arrays": (
         lambda: linear_attention(Q, K, V, np.exp),
         TypeError, "key_features is ndarray; expected Features",
+    ),
+    "keys that one scale with those before cannot carry": (
+        lambda: AttentionState.of(PHI(K), V).extend(PHI(99 * K), PHI(99 * K), V),
+        ValueError, "keys have log scales that differ by",
     ),
     "keys that one scale cannot carry": (
         lambda: linear_attention(Q, K * [[0], [1], [1], [99]], V, PHI),
