@@ -96,7 +96,7 @@ def test_it_is_its_definition_in_blocks_of_any_size(
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(("dtype", "length"), [("float64", 100.0), ("float32", 9.0)])
+@pytest.mark.parametrize(("dtype", "length"), [("float64", 100.0), ("float32", 14.0)])
 def test_balls_of_long_points_whose_exponentials_overflow(
     dtype: str, length: float, causal: bool
 ) -> None:
@@ -107,7 +107,7 @@ def test_balls_of_long_points_whose_exponentials_overflow(
     case = Case(
         "", 4, Q.astype(dtype), K.astype(dtype), rng.standard_normal((6, 2)).astype(dtype), 6, 1.0
     )
-    assert (K**2).sum(axis=1).max() == pytest.approx(length**2)
+    assert (K**2).sum(axis=1).min() / 2 > math.log(np.finfo(dtype).max)
     require_definition(oracle.balls(), case, causal)
 
 
