@@ -191,10 +191,13 @@ class AttentionState:
         (array([[4.],
                [3.]]), array([[12.]]))
         """
-        keys = _checked("key_features", key_features)
+        c, m = self.S.shape[-2:]
+        keys = _checked("key_features", key_features, m)
         V = _values(values, keys)
-        phi_q = _checked("query_features", query_features, keys.features.shape[-1]).features
-        n, m = keys.features.shape[-2:]
+        if V.shape[-1] != c:
+            raise ValueError(f"values has shape {V.shape}; expected (..., {c}), as the state has")
+        phi_q = _checked("query_features", query_features, m).features
+        n = keys.features.shape[-2]
         if phi_q.shape[-2] != n:
             raise ValueError(
                 f"query_features has features of shape {phi_q.shape}; expected (..., {n}, {m}), "
@@ -212,7 +215,7 @@ class AttentionState:
         with np.errstate(all="ignore"):
             Y = _homogeneous(V, np.exp(keys.log_scale - _finite(own_top)))
             falls = np.exp(tops[..., :-1] - _finite(tops[..., 1:]))
-            W = np.empty((*batch, V.shape[-1] + 1, m), np.result_type(self.S, keys.features, Y))
+            W = np.empty((*batch, c + 1, m), np.result_type(self.S, keys.features, Y))
             W[..., :-1, :], W[..., -1, :] = self.S, self.n
             output = _by_chunks(W, phi_q, keys.features, Y, falls, chunk_size)
         scales = (np.broadcast_to(scale, batch) for scale in (tops[..., -1], least))
