@@ -79,6 +79,8 @@ def as_shaped(name: str, value: npt.ArrayLike, *shape: int | str) -> Array:
 
 def broadcast_axes(name: str, axes: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
     """The leading axes that both arguments have together; `other` are those of the one named."""
+    if axes == other:
+        return axes
     try:
         return np.broadcast_shapes(axes, other)
     except ValueError:

@@ -51,7 +51,7 @@ def normalizer(key_features: npt.ArrayLike, query_features: npt.ArrayLike) -> Ar
     phi_q = _computable(as_tokens("query_features", query_features, dim=Phi.shape[-1]))
     broadcast_axes("query_features", Phi.shape[:-2], phi_q.shape[:-2])
     with np.errstate(all="ignore"):
-        D: Array = np.einsum("...m,...qm->...q", Phi.sum(axis=-2), phi_q)
+        D: Array = (phi_q @ Phi.sum(axis=-2)[..., None])[..., 0]
     return D
 
 
@@ -289,9 +289,8 @@ class OneStepRegressor:
         broadcast_axes("queries", self.coef_.shape[:-2], Q.shape[:-2])
         phi = self._query_features(Q).features
         with np.errstate(all="ignore"):
-            numerator = np.einsum("...cm,...qm->...qc", self.coef_, phi)
-            D = np.einsum("...m,...qm->...q", self.normalizer_, phi)
-            prediction: Array = numerator / D[..., None]
+            prediction: Array = phi @ np.swapaxes(self.coef_, -1, -2)
+            prediction /= phi @ self.normalizer_[..., None]
             return prediction.astype(np.result_type(*self._dtypes, Q.dtype), copy=False)
 
     def log_normalizer(self, queries: npt.ArrayLike) -> Array:
@@ -305,7 +304,7 @@ class OneStepRegressor:
         broadcast_axes("queries", self.normalizer_.shape[:-1], Q.shape[:-2])
         phi, log_scale = self._query_features(Q)
         with np.errstate(all="ignore"):
-            D = np.einsum("...m,...qm->...q", self.normalizer_, phi)
+            D = (phi @ self.normalizer_[..., None])[..., 0]
             log_D: Array = np.log(D) + log_scale + self.log_scale_[..., None]
             return log_D.astype(np.result_type(self._dtypes[0], Q.dtype), copy=False)
 

@@ -31,7 +31,6 @@ from equivalence._arrays import (
     compute_dtype,
 )
 from equivalence.attention import mean_of_attended
-from equivalence.dual import initial_weights
 from equivalence.features.base import Features, range_of, require_one_scale
 
 
@@ -117,9 +116,14 @@ class AttentionState:
         array([[3.]])
         """
         keys = _checked("key_features", key_features)
+        V = _values(values, keys)
         least, largest = range_of(keys.log_scale)
-        Phi = _at_scale(keys, largest)
-        return cls(initial_weights(values, Phi, 1.0), Phi.sum(axis=-2), largest, least)
+        with np.errstate(all="ignore"):
+            # A token's scale multiplies its c values rather than its m features.
+            factor = np.exp(keys.log_scale - _finite(largest)[..., None])
+            S = np.swapaxes(V * factor[..., None], -1, -2) @ keys.features
+            n = (factor[..., None, :] @ keys.features)[..., 0, :]
+        return cls(S, n, largest, least)
 
     def update(self, key_features: Features, values: npt.ArrayLike) -> Self:
         """The state with more tokens, one or a chunk: features (..., n, m) and values (..., n, c).
@@ -163,10 +167,59 @@ class AttentionState:
         """
         phi_q = _checked("query_features", query_features, self.S.shape[-1]).features
         broadcast_axes("query_features", self.S.shape[:-2], phi_q.shape[:-2])
-        numerator, D = _read(self.S, self.n, phi_q)
         with np.errstate(all="ignore"):
-            output: Array = numerator / D
+            numerator = phi_q @ np.swapaxes(self.S, -1, -2)
+            output: Array = np.divide(numerator, phi_q @ self.n[..., None], out=numerator)
         return output
+
+    def extend(
+        self,
+        query_features: Features,
+        key_features: Features,
+        values: npt.ArrayLike,
+        *,
+        chunk_size: int = 64,
+    ) -> tuple[Array, Self]:
+        """The causal outputs of more tokens, and the state after them.
+
+        Query i attends to the state's tokens and to the new ones 0..i: features (..., n, m) and
+        values (..., n, c) give (..., n, c), what `update` and `read` give token by token.
+
+        >>> ones = Features(np.ones((2, 1)), np.zeros(2))
+        >>> output, state = AttentionState.of(ones, [[1.0], [3.0]]).extend(ones, ones, [[8], [0]])
+        >>> output, state.S
+        (array([[4.],
+               [3.]]), array([[12.]]))
+        """
+        c, m = self.S.shape[-2:]
+        keys = _checked("key_features", key_features, m)
+        V = _values(values, keys)
+        if V.shape[-1] != c:
+            raise ValueError(f"values has shape {V.shape}; expected (..., {c}), as the state has")
+        phi_q = _checked("query_features", query_features, m).features
+        n = keys.features.shape[-2]
+        if phi_q.shape[-2] != n:
+            raise ValueError(
+                f"query_features has features of shape {phi_q.shape}; expected (..., {n}, {m}), "
+                "one query for each key"
+            )
+        if as_integer("chunk_size", chunk_size) < 1:
+            raise ValueError(f"chunk_size is {chunk_size}; expected at least 1")
+        batch = broadcast_axes("key_features", self.S.shape[:-2], keys.features.shape[:-2])
+        broadcast_axes("query_features", batch, phi_q.shape[:-2])
+        batch = broadcast_axes("values", batch, V.shape[:-2])
+        least = np.minimum(self.least_log_scale, range_of(keys.log_scale)[0])
+        tops = _largest_so_far(self.log_scale, keys.log_scale, chunk_size)
+        require_one_scale(least, tops[..., -1])
+        own_top = np.repeat(tops[..., 1:], chunk_size, axis=-1)[..., :n]
+        with np.errstate(all="ignore"):
+            Y = _homogeneous(V, np.exp(keys.log_scale - _finite(own_top)))
+            falls = np.exp(tops[..., :-1] - _finite(tops[..., 1:]))
+            W = np.empty((*batch, c + 1, m), np.result_type(self.S, keys.features, Y))
+            W[..., :-1, :], W[..., -1, :] = self.S, self.n
+            output = _by_chunks(W, phi_q, keys.features, Y, falls, chunk_size)
+        scales = (np.broadcast_to(scale, batch) for scale in (tops[..., -1], least))
+        return output, type(self)(W[..., :-1, :], W[..., -1, :], *scales)
 
     def to_arrays(self) -> dict[str, Array]:
         """The state as arrays by name, which `np.savez(file, **arrays)` saves.
@@ -240,54 +293,57 @@ def causal_attention_by_chunks(
            [2.],
            [4.]])
     """
-    keys = _checked("key_features", key_features)
-    n, m = keys.features.shape[-2:]
-    phi_q = _checked("query_features", query_features, m).features
-    V = as_tokens("values", values)
-    if phi_q.shape[-2] != n:
-        raise ValueError(
-            f"query_features has features of shape {phi_q.shape}; expected (..., {n}, {m}), one "
-            "query for each key"
-        )
-    if as_integer("chunk_size", chunk_size) < 1:
-        raise ValueError(f"chunk_size is {chunk_size}; expected at least 1")
-    batch = broadcast_axes("query_features", keys.features.shape[:-2], phi_q.shape[:-2])
-    broadcast_axes("values", batch, V.shape[:-2])
-    before = AttentionState.empty(V.shape[-1], m, dtype=keys.features.dtype)
-    outputs = []
-    # Without tokens there is still one chunk, an empty one, which has the right shape.
-    for start in range(0, max(n, 1), chunk_size):
+    V, keys = as_tokens("values", values), _checked("key_features", key_features)
+    empty = AttentionState.empty(V.shape[-1], keys.features.shape[-1], dtype=keys.features.dtype)
+    return empty.extend(query_features, keys, V, chunk_size=chunk_size)[0]
+
+
+def _by_chunks(
+    W: Array, phi_q: Array, Phi: Array, Y: Array, falls: Array, chunk_size: int
+) -> Array:
+    """The causal outputs of tokens with targets Y = [v; 1], whose sums are added to W in place.
+
+    W (..., c+1, m) is S and n of what came before; falls (..., chunks) multiply it before a chunk.
+    """
+    n, c = Y.shape[-2], Y.shape[-1] - 1
+    batch = np.broadcast_shapes(W.shape[:-2], phi_q.shape[:-2])
+    output = np.empty((*batch, n, c), np.result_type(W, phi_q))
+    finite = bool(np.isfinite(Y).all())
+    triangle = np.tri(min(chunk_size, n), dtype=bool)
+    for chunk, start in enumerate(range(0, n, chunk_size)):
         rows = np.s_[..., start : start + chunk_size, :]
-        chunk = Features(keys.features[rows], keys.log_scale[..., start : start + chunk_size])
-        after = before.update(chunk, V[rows])
-        S, D = _read(*before._sums(after.log_scale), phi_q[rows])
-        outputs.append(_triangle(phi_q[rows], _at_scale(chunk, after.log_scale), V[rows], S, D))
-        before = after
-    return np.concatenate(outputs, axis=-2)
-
-
-def _triangle(phi_q: Array, Phi: Array, V: Array, numerator: Array, D: Array) -> Array:
-    """The outputs of one chunk, given what the tokens before it contribute."""
-    with np.errstate(all="ignore"):
-        kernel = np.tril(phi_q @ np.swapaxes(Phi, -1, -2))
-        attended = None if np.isfinite(V).all() else np.tri(V.shape[-2], dtype=bool)
-        numerator = numerator + mean_of_attended(kernel, V, attended)
-        output: Array = numerator / (D + kernel.sum(axis=-1, keepdims=True))
+        q, f, y = phi_q[rows], Phi[rows], Y[rows]
+        attended = triangle[: y.shape[-2], : y.shape[-2]]
+        fall = falls[..., chunk, None, None]
+        if (fall != 1).any():
+            W *= fall
+        kernel = q @ np.swapaxes(f, -1, -2)
+        np.copyto(kernel, 0, where=~attended)
+        readouts = mean_of_attended(kernel, y, None if finite else attended)
+        readouts = readouts + q @ np.swapaxes(W, -1, -2)
+        np.divide(readouts[..., :c], readouts[..., c:], out=output[rows])
+        W += np.swapaxes(y, -1, -2) @ f
     return output
 
 
-def _read(S: Array, n: Array, phi_q: Array) -> tuple[Array, Array]:
-    """S phi(q) and n.phi(q), for queries (..., n_q, m): (..., n_q, c) and (..., n_q, 1)."""
-    with np.errstate(all="ignore"):
-        D = np.einsum("...m,...qm->...q", n, phi_q)[..., None]
-        return np.einsum("...cm,...qm->...qc", S, phi_q), D
+def _largest_so_far(before: Array, log_scale: Array, chunk_size: int) -> Array:
+    """The largest finite log scale before (...), and up to the end of each chunk of (..., n)."""
+    counted = np.where(np.isfinite(log_scale), log_scale, log_scale.dtype.type(-np.inf))
+    starts = np.arange(0, log_scale.shape[-1], chunk_size)
+    tops = np.maximum.reduceat(counted, starts, axis=-1)
+    batch = np.broadcast_shapes(before.shape, tops.shape[:-1])
+    both = [np.broadcast_to(x, (*batch, x.shape[-1])) for x in (before[..., None], tops)]
+    largest: Array = np.maximum.accumulate(np.concatenate(both, axis=-1), axis=-1)
+    return largest
 
 
-def _at_scale(features: Features, log_scale: Array) -> Array:
-    """The real features as multiples of exp(log_scale)."""
-    with np.errstate(all="ignore"):
-        shifted = features.log_scale - _finite(log_scale)[..., None]
-        return Features(features.features, shifted).phi()
+def _homogeneous(V: Array, factor: Array) -> Array:
+    """[v; 1] times each token's factor: (..., n, c) and (..., n) give (..., n, c + 1)."""
+    batch = np.broadcast_shapes(V.shape[:-2], factor.shape[:-1])
+    Y = np.empty((*batch, V.shape[-2], V.shape[-1] + 1), np.result_type(V, factor))
+    np.multiply(V, factor[..., None], out=Y[..., :-1])
+    Y[..., -1] = factor
+    return Y
 
 
 def _finite(log_scale: Array) -> Array:
@@ -306,3 +362,14 @@ def _checked(name: str, value: Features, n_features: int | None = None) -> Featu
             "one for each row of features"
         )
     return Features(*(x.astype(compute_dtype(x.dtype), copy=False) for x in (features, log_scale)))
+
+
+def _values(values: npt.ArrayLike, keys: Features) -> Array:
+    V = as_tokens("values", values)
+    n = keys.features.shape[-2]
+    if V.shape[-2] != n:
+        raise ValueError(
+            f"values has shape {V.shape}; expected (..., {n}, n_outputs), one row for each key"
+        )
+    broadcast_axes("values", keys.features.shape[:-2], V.shape[:-2])
+    return V.astype(compute_dtype(V.dtype), copy=False)

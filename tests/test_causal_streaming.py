@@ -338,6 +338,20 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: STATE.read(np.ones((1, 3))),  # type: ignore[arg-type]
         TypeError, "query_features is ndarray",
     ),
+    "extending by other features": (
+        lambda: STATE.extend(KEYS, plain(np.ones((2, 4))), VALUES),
+        ValueError, r"key_features has shape \(2, 4\); expected \(..., n_tokens, 3\)",
+    ),
+    "extending by values of other outputs": (
+        lambda: STATE.extend(KEYS, KEYS, np.ones((2, 5))),
+        ValueError, r"values has shape \(2, 5\); expected \(..., 4\), as the state has",
+    ),
+    "extending other batches": (
+        lambda: AttentionState.of(plain(np.ones((2, 2, 3))), VALUES).extend(
+            KEYS, plain(np.ones((5, 2, 3))), VALUES
+        ),
+        ValueError, r"key_features has leading axes \(5,\)",
+    ),
     "a missing array": (
         lambda: AttentionState.from_arrays({"S": VALUES}),
         ValueError, r"arrays has \['S'\]; expected S, n, log_scale, least_log_scale",

@@ -26,6 +26,7 @@ from equivalence import (
     gradients,
     kernels,
     layers,
+    linear,
     losses,
     modifications,
     ratio,
@@ -443,11 +444,11 @@ def defined_in(module: ModuleType) -> dict[str, object]:
     "objects",
     [
         *map(public, (equivalence, features, layers, modifications)),
-        *map(defined_in, (ball, dual, gradients, kernels, losses, ratio, streaming)),
+        *map(defined_in, (ball, dual, gradients, kernels, linear, losses, ratio, streaming)),
     ],
     ids=[
         *("equivalence", "features", "layers", "modifications"),
-        *("ball", "dual", "gradients", "kernels", "losses", "ratio", "streaming"),
+        *("ball", "dual", "gradients", "kernels", "linear", "losses", "ratio", "streaming"),
     ],
 )
 def test_what_people_call_has_an_example(objects: dict[str, object]) -> None:

@@ -19,6 +19,7 @@ from equivalence._arrays import (
 )
 from equivalence.features.base import Features, as_projections, as_sample
 from equivalence.features.couplings import check_draw, is_antithetic, sample_projections
+from equivalence.features.exponentials import exponentials
 from equivalence.features.generalized import best_rho, log_excess
 
 # Halvings of the interval (1/2, 1) until it is below its own unit roundoff.
@@ -236,12 +237,11 @@ class DenseFeatures:
         W = self.projections.astype(X.dtype, copy=False)
         stretched = (self.axes * np.sqrt(1 - 4 * self.tilts)).astype(X.dtype, copy=False)
         with np.errstate(all="ignore"):
-            exponent = X @ stretched @ W.T + W**2 @ self.tilts.astype(X.dtype)
-            largest = exponent.max(axis=-1)
-            features = np.exp(exponent - largest[..., None])
+            tilt = W**2 @ self.tilts.astype(X.dtype)
+            features, shift = exponentials(X @ stretched, W, tilt)
             half_norm = np.einsum("...d,...d->...", X, X) / 2
             constant = float(np.log1p(-4 * self.tilts).sum()) / 4 - math.log(m) / 2
-            log_scale = largest - half_norm + constant
+            log_scale = shift - half_norm + constant
             return Features(features.astype(dtype, copy=False), log_scale.astype(dtype, copy=False))
 
 

@@ -19,6 +19,7 @@ from equivalence._arrays import (
 )
 from equivalence.features.base import Features, as_projections, as_sample
 from equivalence.features.couplings import check_draw, is_antithetic, sample_projections
+from equivalence.features.exponentials import exponentials
 from equivalence.features.variance import correlation, partners, squared_distances
 
 # Halvings of an interval inside (0, 1) until it is below its own unit roundoff.
@@ -218,12 +219,10 @@ class GeneralizedFeatures:
         root = X.dtype.type(math.sqrt(1 - 4 * self.A))
         with np.errstate(all="ignore"):
             tilt = X.dtype.type(self.A) * np.einsum("md,md->m", W, W)
-            exponent = root * (X @ W.T) + tilt
-            largest = exponent.max(axis=-1)
-            features = np.exp(exponent - largest[..., None])
+            features, shift = exponentials(X, root * W, tilt)
             half_norm = np.einsum("...d,...d->...", X, X) / 2
             constant = d / 4 * math.log1p(-4 * self.A) - math.log(m) / 2
-            log_scale = largest - half_norm + constant
+            log_scale = shift - half_norm + constant
             return Features(features.astype(dtype, copy=False), log_scale.astype(dtype, copy=False))
 
 

@@ -18,6 +18,7 @@ from equivalence._arrays import (
     compute_dtype,
 )
 from equivalence.features.base import Features, as_projections, as_sample
+from equivalence.features.exponentials import exponentials
 
 
 def log_importance_weights(
@@ -148,12 +149,10 @@ class ImportanceFeatures:
         dtype = common_dtype(X)
         X = X.astype(compute_dtype(dtype), copy=False)
         with np.errstate(all="ignore"):
-            exponent = X @ self.projections.astype(X.dtype, copy=False).T
-            exponent += (self.log_weights / 2).astype(X.dtype)
-            largest = exponent.max(axis=-1)
-            features = np.exp(exponent - largest[..., None])
+            W = self.projections.astype(X.dtype, copy=False)
+            features, shift = exponentials(X, W, (self.log_weights / 2).astype(X.dtype))
             half_norm = np.einsum("...d,...d->...", X, X) / 2
-            log_scale = largest - half_norm - math.log(m) / 2
+            log_scale = shift - half_norm - math.log(m) / 2
             return Features(features.astype(dtype, copy=False), log_scale.astype(dtype, copy=False))
 
 

@@ -11,6 +11,7 @@ from equivalence._arrays import Array, as_tokens, common_dtype, compute_dtype
 from equivalence.features import variance
 from equivalence.features.base import Features, as_projections
 from equivalence.features.couplings import sample_projections
+from equivalence.features.exponentials import exponentials
 
 
 class PositiveFeatures:
@@ -111,9 +112,7 @@ class PositiveFeatures:
         dtype = common_dtype(X)
         X = X.astype(compute_dtype(dtype), copy=False)
         with np.errstate(all="ignore"):
-            exponent = X @ self.projections.astype(X.dtype, copy=False).T
-            largest = exponent.max(axis=-1)
-            features = np.exp(exponent - largest[..., None])
+            features, shift = exponentials(X, self.projections.astype(X.dtype, copy=False))
             half_norm = np.einsum("...d,...d->...", X, X) / 2
-            log_scale = largest - half_norm - math.log(m) / 2
+            log_scale = shift - half_norm - math.log(m) / 2
             return Features(features.astype(dtype, copy=False), log_scale.astype(dtype, copy=False))

@@ -120,8 +120,11 @@ class TrigonometricFeatures:
         dtype = common_dtype(X)
         X = X.astype(compute_dtype(dtype), copy=False)
         with np.errstate(all="ignore"):
-            phase = X @ self.projections.astype(X.dtype, copy=False).T
-            features = np.concatenate([np.cos(phase), np.sin(phase)], axis=-1)
+            features = np.empty((*X.shape[:-1], 2 * m), X.dtype)
+            cosines, phase = features[..., :m], features[..., m:]
+            np.matmul(X, self.projections.astype(X.dtype, copy=False).T, out=phase)
+            np.cos(phase, out=cosines)
+            np.sin(phase, out=phase)
             half_norm = np.einsum("...d,...d->...", X, X) / 2
             half_norm = np.where(np.isfinite(half_norm), half_norm, X.dtype.type(np.nan))
             log_scale = half_norm - math.log(m) / 2

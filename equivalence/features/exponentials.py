@@ -1,0 +1,38 @@
+"""exp(w.x + t), row by row, in as few passes over memory as its range allows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from equivalence._arrays import Array
+
+
+def exponentials(X: Array, W: Array, tilt: Array | None = None) -> tuple[Array, Array]:
+    """exp(w_r.x + t_r - c) for points (..., n, d) and projections (m, d), and each row's shift c.
+
+    (..., n, m) and (..., n), in the points' dtype. The shift is 0 for a row that sums to between 1
+    and the fourth root of the dtype's largest number: its largest entry is then at least 1/m, and
+    products of two such rows, summed over many tokens, are far from overflow. It is the largest
+    exponent in any other row, such as one that overflows; where that is no number, so is the row.
+
+    >>> exponentials(np.array([[9.0], [-9.0]]), np.array([[1.0]]))[1]
+    array([ 0., -9.])
+    """
+    E = _exponents(X, W, tilt)
+    np.exp(E, out=E)
+    # A product with ones is several times faster than a sum, or a maximum, of each row.
+    total = E @ np.ones(len(W), E.dtype)
+    shift = np.zeros_like(total)
+    beyond = ~((total >= 1) & (total <= np.finfo(E.dtype).max ** 0.25))
+    if beyond.any():
+        again = _exponents(X[beyond], W, tilt)
+        shift[beyond] = largest = again.max(axis=-1)
+        E[beyond] = np.exp(np.subtract(again, largest[:, None], out=again), out=again)
+    return E, shift
+
+
+def _exponents(X: Array, W: Array, tilt: Array | None) -> Array:
+    exponents: Array = X @ W.T
+    if tilt is not None:
+        exponents += tilt
+    return exponents
