@@ -107,6 +107,12 @@ def test_a_greedy_choice_can_aim_at_less_than_everything() -> None:
     assert greedy_columns(X.T @ X, X.T @ X, 1).tolist() == [0]
 
 
+def test_without_queries_the_keys_are_the_sample() -> None:
+    alone, twice = LandmarkFeatures(3).fit(K), LandmarkFeatures(3).fit(K, K)
+    assert alone.indices_.tolist() == twice.indices_.tolist()
+    np.testing.assert_array_equal(alone.keys(K).phi(), twice.keys(K).phi())
+
+
 def test_fewer_landmarks_are_the_first_of_more() -> None:
     more = fitted(6)
     for m in range(1, 6):

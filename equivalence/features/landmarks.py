@@ -117,15 +117,17 @@ class LandmarkFeatures:
         if self.n_landmarks < 1:
             raise ValueError(f"n_landmarks is {n_landmarks!r}; expected at least 1")
 
-    def fit(self, keys: npt.ArrayLike, queries: npt.ArrayLike) -> Self:
+    def fit(self, keys: npt.ArrayLike, queries: npt.ArrayLike | None = None) -> Self:
         """Choose landmarks among the keys (n, d) for a sample of queries (n_q, d).
+
+        Without queries the keys are the sample, which suits queries that are like them.
 
         Raises ValueError for shapes that do not fit, no rows, entries that are not finite, and
         scores that overflow.
         """
         given = as_points("keys", keys)
         K = as_sample("keys", given, given.shape[-1])
-        Q = as_sample("queries", queries, K.shape[1])
+        Q = K if queries is None else as_sample("queries", queries, K.shape[1])
         with np.errstate(all="ignore"):
             scores = Q @ K.T
         if not np.isfinite(scores).all():
