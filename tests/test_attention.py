@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -15,14 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equivalence import attention, attention_weights
+from equivalence import attention, attention_weights, scores
 from equivalence.verify import oracle
 from equivalence.verify.budgets import Budget, attention_budget, unit_roundoff, weights_budget
 from equivalence.verify.compare import compare
 from equivalence.verify.oracle import FLOATS
-
-# The package has a function of the module's name.
-MODULE = sys.modules["equivalence.attention"]
 
 Array = np.ndarray[Any, Any]
 
@@ -447,7 +443,7 @@ def test_the_block_of_query_rows_does_not_matter(
     q, k, v = problem(n_q=7, n_k=6)
     bias = np.random.default_rng(1).standard_normal((7, 6))
     heads = [np.broadcast_to(x, (*batch, *x.shape)) for x in (q, k, v)]
-    monkeypatch.setattr(MODULE, "_BLOCK_BYTES", rows * math.prod(batch) * 6 * q.itemsize)
+    monkeypatch.setattr(scores, "_BLOCK_BYTES", rows * math.prod(batch) * 6 * q.itemsize)
     output = attention(*heads, mask=bias, causal=True)
     weights = attention_weights(*heads[:2], mask=bias, causal=True)
     attended = np.tri(7, 6, dtype=bool)
@@ -460,7 +456,7 @@ def test_the_block_of_query_rows_does_not_matter(
 def test_a_block_is_at_least_one_row(
     monkeypatch: pytest.MonkeyPatch, batch: tuple[int, ...]
 ) -> None:
-    monkeypatch.setattr(MODULE, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(scores, "_BLOCK_BYTES", 1)
     output = attention(np.broadcast_to(Q, (*batch, *Q.shape)), K, V)
     for i in np.ndindex(batch):
         require_attention(output[i], Q, K, V)
@@ -487,7 +483,7 @@ def test_nothing_of_size_n_by_n_is_held_beside_the_output(
     finally:
         tracemalloc.stop()
     # One block of scores, less than one of booleans, and copies of the arguments.
-    allowed = output.nbytes + 2 * MODULE._BLOCK_BYTES + q.nbytes + k.nbytes + v.nbytes
+    allowed = output.nbytes + 2 * scores._BLOCK_BYTES + q.nbytes + k.nbytes + v.nbytes
     assert peak <= allowed
     assert allowed - output.nbytes < n * n * q.itemsize / 4
 
