@@ -15,14 +15,13 @@ import numpy.typing as npt
 from equivalence._arrays import (
     Array,
     as_integer,
-    as_tokens,
     broadcast_axes,
     common_dtype,
     compute_dtype,
 )
 from equivalence.blocked import evaluate, exponentials
 from equivalence.blocked import mean_of_attended as mean_of_attended
-from equivalence.scores import Problem
+from equivalence.scores import Problem, as_values
 
 
 def attention(
@@ -85,12 +84,7 @@ def attention(
     array([[3.]])
     """
     problem = Problem.of(query, key, scale, mask, causal)
-    V = as_tokens("value", value)
-    if V.shape[-2] != problem.key.shape[-2]:
-        raise ValueError(
-            f"value has shape {V.shape}; expected (..., {problem.key.shape[-2]}, c), "
-            f"one row for each key of shape {problem.key.shape}"
-        )
+    V = as_values(value, problem)
     dtype = common_dtype(problem.query, problem.key, V)
     batch = broadcast_axes("value", problem.batch, V.shape[:-2])
     shape = (*batch, problem.query.shape[-2], V.shape[-1])

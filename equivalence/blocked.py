@@ -253,8 +253,7 @@ class _SafeRange(NamedTuple):
         # What norms, scores, exponentials and sums may err by, relatively: a few times
         # gamma_(d+n_k) (Higham 2002, sec. 3.1), itself less than (d + n_k) eps.
         rounding = 4 * (d + n_k + 16) * float(info.eps)
-        additive = problem.mask is not None and problem.mask.dtype != np.bool_
-        if additive or rounding > 0.25:
+        if problem.is_biased or rounding > 0.25:
             return cls(-math.inf, math.nan)
         largest, smallest = _extremes(V, memory)
         above = math.log(info.max) - np.log(n_k * np.maximum(1.0, largest))

@@ -60,6 +60,11 @@ class Problem(NamedTuple):
         K = K if np.isfinite(K).all() else np.where(np.isfinite(K), K, K.dtype.type(np.nan))
         return cls(Q, K, as_scale(scale, Q.shape[-1]), M, bool(causal), batch)
 
+    @property
+    def is_biased(self) -> bool:
+        """Whether the mask adds to the scores."""
+        return self.mask is not None and self.mask.dtype != np.bool_
+
     def blocks(self, dtype: np.dtype[np.floating]) -> Iterator[tuple[slice, Array]]:
         """Yield query rows and their masked scores (..., rows, n_k), a cacheful at a time.
 
@@ -121,6 +126,17 @@ class Problem(NamedTuple):
         if M is not None:
             M = np.broadcast_to(M, (*self.batch, *M.shape[-2:]))[index]
         return Problem(Q, K, self.scale, M, self.causal, Q.shape[:-2])
+
+
+def as_values(value: npt.ArrayLike, problem: Problem) -> Array:
+    """Return `value` as a (..., n_k, c) array; ValueError unless there is one for each key."""
+    V, K = as_tokens("value", value), problem.key
+    if V.shape[-2] != K.shape[-2]:
+        raise ValueError(
+            f"value has shape {V.shape}; expected (..., {K.shape[-2]}, c), one row for each key of "
+            f"shape {K.shape}"
+        )
+    return V
 
 
 def _as_mask(mask: npt.ArrayLike) -> npt.NDArray[Any]:

@@ -19,7 +19,7 @@ _ENTRIES = 1 << 17
 # With fewer keys a matrix product does not run at full speed.
 _KEYS = 256
 # What a thread keeps for its next call. Fresh pages cost more than attention does at n = 512.
-_KEPT_BYTES = 1 << 22
+_KEPT_BYTES = 1 << 23
 
 _Task = TypeVar("_Task")
 Index = tuple[int | slice, ...]
