@@ -220,7 +220,7 @@ class _Panel(NamedTuple):
             factors.append(factor)
         return D, moved, factors
 
-    def spoil(self) -> Array:
+    def spoil(self) -> npt.NDArray[np.bool_]:
         """Make kappa NaN where something attended is not finite; return which rows are good.
 
         What is not attended has kappa 0, and whatever multiplies kappa is finite.
