@@ -537,3 +537,46 @@ def test_equal_values_near_the_largest_number_are_their_own_mean() -> None:
     v = np.full((5, 1), 2.0**1023)
     output = attention(Q, K, v)
     require_attention(output / 2.0**1023, Q, K, v / 2.0**1023)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [3, 200])
+def test_out_is_filled_and_returned(dtype: str, n: int) -> None:
+    q, k, v = problem(n_q=n, n_k=n, dtype=dtype)
+    packed = np.full((n, 5), np.nan, dtype)
+    out = packed[:, 1:3]
+    assert attention(q, k, v, out=out) is out
+    assert np.array_equal(out, attention(q, k, v))
+    assert np.isnan(packed[:, [0, 3, 4]]).all()
+
+
+def read_only(x: Array) -> Array:
+    y = x.copy()
+    y.flags.writeable = False
+    return y
+
+
+OUT = np.empty((3, 2))
+SHARED = np.empty((5, 6))
+NOT_OUT: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "a list": ({"out": OUT.tolist()}, TypeError, "out has type list; expected an array of float64"),
+    "float32": ({"out": OUT.astype("f")}, TypeError, "out has dtype float32; expected an array of"),
+    "shape": ({"out": OUT.T}, ValueError, "out has shape (2, 3); expected a writeable array of"),
+    "no axes": ({"out": np.empty(2)}, ValueError, "out has shape (2,); expected a writeable"),
+    "read-only": ({"out": read_only(OUT)}, ValueError, "out has no right to be written to"),
+    "overlap": (
+        {"out": SHARED[:3, 2:4], "key": SHARED[:, :4]},
+        ValueError,
+        "out overlaps key in memory; expected memory of its own",
+    ),
+    "no thread": ({"n_threads": 0}, ValueError, "n_threads is 0; expected at least 1"),
+    "half a thread": ({"n_threads": 0.5}, TypeError, "n_threads is 0.5; expected an integer"),
+    "yes": ({"n_threads": True}, TypeError, "n_threads is True; expected an integer"),
+}
+
+
+@pytest.mark.parametrize(("given", "error", "message"), NOT_OUT.values(), ids=NOT_OUT)
+def test_an_out_or_threads_that_cannot_be_are_refused(
+    given: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    require_refusal(attention, error, given, message)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from statistics import median
 from typing import Any
 
@@ -21,7 +22,7 @@ D = 64
 SIZES = [128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768]
 HEADS = (12, 512, 32)
 ROUNDS, AT_LEAST = 7, 0.05
-# A call of a second or more is measured a few times only, and the largest without what is slower.
+# From here on a call takes so long that few are made; and the backward pass is left out.
 LONG, LONGEST_BACKWARD = 8192, 8192
 BLOCK = 512, 256
 
@@ -83,43 +84,52 @@ def _parts(Q: Any, K: Any, V: Any) -> Callable[[], Any]:
     return call
 
 
+MEASURED = [
+    ("ours", "full"),
+    ("torch", "full"),
+    ("parts", "block"),
+    ("ours", "causal"),
+    ("torch", "causal"),
+    ("ours", "backward"),
+]
+Workers = dict[tuple[str, str], Worker]
+
+
 def report() -> None:
     """Measure and print the table."""
     sizes = [int(word) for word in sys.argv[1:]] or SIZES
-    with (
-        Worker(__file__, "ours") as ours,
-        Worker(__file__, "parts") as parts,
-        Worker(__file__, "torch") as torch,
-    ):
-        for worker in (ours, torch):
-            print(f"{worker.library:6}{worker.about}")
+    with ExitStack() as stack:
+        workers = {x: stack.enter_context(Worker(__file__, x[0])) for x in MEASURED}
+        for x in MEASURED[:2]:
+            print(f"{x[0]:6}{workers[x].about}")
+        workers = {x: worker for x, worker in workers.items() if not worker.missing}
         for dtype in ("float64", "float32"):
             print(
                 f"\n{dtype:>9}{'ours':>12}{'torch':>12}{'ours/torch':>12}{'of roofline':>13}"
                 f"{'beyond output':>15}{'causal/full':>13}{'torch causal':>14}{'backward':>10}"
             )
-            times = [_row((n, D), dtype, ours, parts, torch) for n in sizes]
-            _row(HEADS, dtype, ours, parts, torch)
+            times = [_row((n, D), dtype, workers) for n in sizes]
+            _row(HEADS, dtype, workers)
             grown = [(n, t) for n, t in zip(sizes, times, strict=True) if n >= 1024]
             if len(grown) > 1:
                 print(f"time grows like n^{interleaved.exponent(*zip(*grown, strict=True)):.2f}")
 
 
-def _row(shape: tuple[int, ...], dtype: str, ours: Worker, parts: Worker, torch: Worker) -> float:
+def _row(shape: tuple[int, ...], dtype: str, workers: Workers) -> float:
     n, pairs = shape[-2], math.prod(shape[:-2]) * shape[-2] ** 2
-    number = 3 if n >= LONG else ROUNDS
-    measured = [(ours, "full"), (ours, "causal")]
-    measured += [(torch, "full"), (torch, "causal")] if not torch.missing else []
-    measured += [(ours, "backward")] if n <= LONGEST_BACKWARD else []
-    measured += [(parts, "block")]
-    times: dict[tuple[str, str], list[float]] = {}
-    for _ in range(number):
-        for worker, what in measured:
-            of = (min(n, BLOCK[0]), shape[-1]) if worker is parts else shape
-            worker.prepare({"shape": of, "dtype": dtype, "what": what})
-            times.setdefault((worker.library, what), []).append(worker.seconds(AT_LEAST))
-    ours.prepare({"shape": shape, "dtype": dtype, "what": "full"})
-    beyond = ours.peak_bytes() - math.prod(shape) * int(dtype[-2:]) // 8
+    asked = [x for x in workers if x[1] != "backward" or n <= LONGEST_BACKWARD]
+    cases = [
+        {
+            "shape": (min(n, BLOCK[0]), shape[-1]) if what == "block" else shape,
+            "dtype": dtype,
+            "what": what,
+        }
+        for _, what in asked
+    ]
+    number = ROUNDS if n < LONG else 3 if n < 2 * LONG else 1
+    rounds = interleaved.rounds([workers[x] for x in asked], cases, number, AT_LEAST)
+    times = dict(zip(asked, rounds, strict=True))
+    beyond = workers["ours", "full"].peak_bytes() - math.prod(shape) * int(dtype[-2:]) // 8
     full = times["ours", "full"]
     block = min(n, BLOCK[0]) * min(n, BLOCK[1])
     roofline = [seconds * pairs / block for seconds in times["parts", "block"]]

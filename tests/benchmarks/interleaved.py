@@ -20,6 +20,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
@@ -170,8 +171,11 @@ def _seconds(call: Callable[[], Any], at_least: float) -> float:
 
 
 def _peak_bytes(call: Callable[[], Any]) -> int:
+    """Of a call in a thread of its own, for which no memory is kept from earlier calls."""
+    thread = threading.Thread(target=call)
     tracemalloc.start()
-    call()
+    thread.start()
+    thread.join()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return peak
