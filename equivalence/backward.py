@@ -231,10 +231,6 @@ class _Panel(NamedTuple):
             block.add_up()
         D, moved, _ = self.sums()
         good = np.isfinite(D) & np.isfinite(moved)
-        for array in (self.Q, self.G):
-            good &= np.isfinite(array).all(axis=-1, keepdims=True)
-        for array in (self.Q, self.G):
-            np.copyto(array, 0, where=~good)
         for block in self.blocks:
             bad = ~good[..., block.part, :]
             for array in (block.products, block.shift):
@@ -250,6 +246,8 @@ class _Panel(NamedTuple):
             good = self.spoil()
             D, moved, factors = self.sums()
             D, moved = np.where(good, D, 1), np.where(good, moved, 0)
+        for array in (self.Q, self.G):  # it counts by its kappa, and 0 times it is 0
+            np.copyto(array, 0, where=~np.isfinite(array))
         attends = D != 0
         mean = np.divide(moved, D, out=np.zeros_like(D), where=attends)
         by_query, scale = to.query[..., self.rows, :], self.problem.scale

@@ -556,8 +556,8 @@ def read_only(x: Array) -> Array:
     return y
 
 
-OUT = np.empty((3, 2))
-SHARED = np.empty((5, 6))
+OUT = np.zeros((3, 2))
+SHARED = np.zeros((5, 6))
 NOT_OUT: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a list": ({"out": OUT.tolist()}, TypeError, "out has type list; expected an array of float64"),
     "float32": ({"out": OUT.astype("f")}, TypeError, "out has dtype float32; expected an array of"),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from equivalence import attention, blocked
 from equivalence.scores import Problem
-from equivalence.tiling import Tiles
+from equivalence.tiling import Tiles, scratch
 from equivalence.verify import oracle
 from equivalence.verify.budgets import attention_budget, unit_roundoff
 from equivalence.verify.compare import compare
@@ -172,6 +172,20 @@ def test_at_the_edge_of_the_range_both_ways_hold(
         require(output / unit, Q, K, V / unit, scale=1.0)
         taken = "_without_shift" if t < reach else "_with_running_maximum"
         assert ways == [taken, taken]
+
+
+def test_a_value_of_zero_needs_no_shift(ways: list[str]) -> None:
+    Q, K, V = problem(8, 6, 40)
+    V[::3] = 0
+    require(evaluated(Q, K, V, (1, 6, 20)), Q, K, V)
+    assert ways == ["_without_shift"]
+
+
+def test_memory_that_is_in_use_is_not_given_away() -> None:
+    with scratch(np.dtype(float), (3,), (2,)) as first, scratch(np.dtype(float), (4,)) as second:
+        assert not any(np.shares_memory(x, second[0]) for x in first)
+    with scratch(np.dtype("f"), (8,)) as again:
+        assert np.shares_memory(again[0], first[0])
 
 
 def test_each_block_of_queries_goes_its_own_way(ways: list[str]) -> None:
