@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,8 @@ from equivalence.tiling import Index
 
 # Scores are evaluated for as many query rows at a time as fit a typical L2 cache.
 _BLOCK_BYTES = 1 << 20
+# Tiles on the diagonal exclude the same pairs again and again: up to this many are remembered.
+_KEPT_PAIRS = 1 << 17
 
 
 class Problem(NamedTuple):
@@ -105,9 +108,10 @@ class Problem(NamedTuple):
                     np.add(scores, M, out=scores, casting="same_kind")
                 np.copyto(scores, to, where=np.isneginf(M))
         if self.causal:
-            i, j = (np.arange(n)[part] for n, part in ((n_q, rows), (n_k, keys)))
-            i = i[: np.searchsorted(i, j[-1:]).sum()]  # later queries see all of these keys
-            np.copyto(scores[..., : len(i), :], to, where=j > i[:, None])
+            (i, end, _), (j, stop, _) = rows.indices(n_q), keys.indices(n_k)
+            n = max(0, min(end, stop - 1) - i)  # later queries see all of these keys
+            later = _later if n * (stop - j) <= _KEPT_PAIRS else _later.__wrapped__
+            np.copyto(scores[..., :n, :], to, where=later(n, stop - j, i - j))
 
     def tiles(self, rows: slice, width: int) -> Iterator[tuple[slice, slice]]:
         """Those of these rows that attend to one of the next `width` keys, and these keys."""
@@ -126,6 +130,12 @@ class Problem(NamedTuple):
         if M is not None:
             M = np.broadcast_to(M, (*self.batch, *M.shape[-2:]))[index]
         return Problem(Q, K, self.scale, M, self.causal, Q.shape[:-2])
+
+
+@lru_cache(maxsize=4)
+def _later(n_q: int, n_k: int, ahead: int) -> npt.NDArray[np.bool_]:
+    """Which of n_k keys come after each of n_q queries, the first of which is `ahead` of them."""
+    return np.arange(n_k) > np.arange(ahead, ahead + n_q)[:, None]
 
 
 def as_values(value: npt.ArrayLike, problem: Problem) -> Array:
