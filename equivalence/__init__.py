@@ -4,11 +4,13 @@ from typing import Any
 
 from equivalence import features
 from equivalence.attention import attention, attention_weights
+from equivalence.backward import attention_backward
 from equivalence.dual import OneStepRegressor
 
 __all__ = [
     "OneStepRegressor",
     "attention",
+    "attention_backward",
     "attention_weights",
     "check_implementation",
     "features",

@@ -7,26 +7,21 @@ proofs/softmax_is_kernel_smoothing.py.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from equivalence._arrays import (
     Array,
-    as_array,
-    as_points,
-    as_scale,
-    as_tokens,
+    as_integer,
     broadcast_axes,
     common_dtype,
     compute_dtype,
 )
-
-# Scores are evaluated for as many query rows at a time as fit a typical L2 cache.
-_BLOCK_BYTES = 1 << 20
+from equivalence.blocked import evaluate, exponentials
+from equivalence.blocked import mean_of_attended as mean_of_attended
+from equivalence.scores import Problem, as_values
 
 
 def attention(
@@ -37,6 +32,8 @@ def attention(
     scale: float | None = None,
     mask: npt.ArrayLike | None = None,
     causal: bool = False,
+    out: Array | None = None,
+    n_threads: int = 1,
 ) -> Array:
     """Softmax attention: the mean of the values, weighted by exp(scale q.k).
 
@@ -52,10 +49,15 @@ def attention(
         -inf excludes the key.
     causal : bool
         Query i attends to keys 0..i only (on top of `mask`).
+    out : array (..., n_q, c), optional
+        Where to write the result, of its shape and dtype; it shares no memory with an argument.
+    n_threads : int
+        How many threads divide the query rows, or the heads, among them: the result has the same
+        bits. They pay only if the BLAS of NumPy has one thread (OPENBLAS_NUM_THREADS=1).
 
     Returns
     -------
-    array (..., n_q, c) of the common dtype of query, key and value.
+    array (..., n_q, c) of the common dtype of query, key and value: `out` if it is given.
         A row that attends to no key (all masked, or n_k = 0) is a mean over nothing: NaN.
         A NaN or inf of an attended token gives NaN; of an excluded token it has no effect.
         A row whose largest score overflows is NaN.
@@ -63,14 +65,17 @@ def attention(
     Raises
     ------
     ValueError
-        A shape, or a scale, that does not fit; the message names the argument.
+        A shape, or a scale, that does not fit, an `out` that overlaps an argument, or no thread;
+        the message names the argument.
     TypeError
-        A dtype that is not a real number, or a `causal` that is not a boolean.
+        A dtype that is not a real number, a `causal` that is not a boolean, an `out` that is not an
+        array of the result's dtype, or an `n_threads` that is not an integer.
 
     Notes
     -----
-    Scores exist for a block of query rows at a time: memory beyond the output is about 1 MiB,
-    or one row of scores per batch entry if that is more.
+    Scores exist for a block of queries and keys at a time: memory beyond the output is about 2 MiB
+    a thread, kept for the next call, and copies of arguments only where they are not of the common
+    dtype, or not finite. How: equivalence/blocked.py.
     Source: Vaswani et al. 2017, eq. 1; as a kernel smoother, proofs/softmax_is_kernel_smoothing.py.
 
     Examples
@@ -79,25 +84,23 @@ def attention(
     array([[3.]])
     """
     problem = Problem.of(query, key, scale, mask, causal)
-    V = as_tokens("value", value)
-    if V.shape[-2] != problem.key.shape[-2]:
-        raise ValueError(
-            f"value has shape {V.shape}; expected (..., {problem.key.shape[-2]}, c), "
-            f"one row for each key of shape {problem.key.shape}"
-        )
+    V = as_values(value, problem)
     dtype = common_dtype(problem.query, problem.key, V)
-    V = V.astype(compute_dtype(dtype), copy=False)
     batch = broadcast_axes("value", problem.batch, V.shape[:-2])
-    output = np.full((*batch, problem.query.shape[-2], V.shape[-1]), np.nan, V.dtype)
-    finite = bool(np.isfinite(V).all())
-    with np.errstate(all="ignore"):
-        for rows, scores in problem.blocks(V.dtype):
-            attended = None if finite else scores > -np.inf
-            D = _exponentials(scores)
-            # Dividing first keeps the sum in the range of the values, however large they are.
-            weights = np.divide(scores, D, out=scores)
-            output[..., rows, :] = mean_of_attended(weights, V, attended)
-    return output.astype(dtype, copy=False)
+    shape = (*batch, problem.query.shape[-2], V.shape[-1])
+    if out is not None:
+        _check_out(out, shape, dtype, {"query": query, "key": key, "value": value, "mask": mask})
+    if as_integer("n_threads", n_threads) < 1:
+        raise ValueError(f"n_threads is {n_threads}; expected at least 1")
+    exact = np.dtype(compute_dtype(dtype))
+    output = np.empty(shape, exact) if out is None or out.dtype != exact else out
+    evaluate(problem._replace(batch=batch), V, output, n_threads=int(n_threads))
+    if out is None:
+        return output.astype(dtype, copy=False)
+    if output is not out:
+        with np.errstate(all="ignore"):
+            np.copyto(out, output, casting="same_kind")
+    return out
 
 
 def attention_weights(
@@ -142,113 +145,20 @@ def attention_weights(
     weights = np.empty(shape, dtype)
     with np.errstate(all="ignore"):
         for rows, scores in problem.blocks(np.dtype(compute_dtype(dtype))):
-            D = _exponentials(scores)
+            D = exponentials(scores)
             np.divide(scores, D, out=weights[..., rows, :], casting="same_kind")
     return weights
 
 
-class Problem(NamedTuple):
-    """A validated question: which scores, and which of them are attended."""
-
-    query: Array
-    key: Array
-    scale: float
-    mask: npt.NDArray[Any] | None
-    causal: bool
-    batch: tuple[int, ...]
-
-    @classmethod
-    def of(
-        cls,
-        query: npt.ArrayLike,
-        key: npt.ArrayLike,
-        scale: float | None,
-        mask: npt.ArrayLike | None,
-        causal: bool,
-    ) -> Problem:
-        """Validate the arguments of `attention` that decide the scores."""
-        Q = as_points("query", query)
-        K = as_tokens("key", key, dim=Q.shape[-1])
-        batch = broadcast_axes("key", Q.shape[:-2], K.shape[:-2])
-        M = None if mask is None else _as_mask(mask)
-        if M is not None:
-            shape = (*batch, Q.shape[-2], K.shape[-2])
-            _check_mask(M, shape)
-            batch = np.broadcast_shapes(M.shape[:-2], batch)
-        if not isinstance(causal, bool | np.bool_):
-            raise TypeError(f"causal is {causal!r}; expected True or False")
-        # An infinite key could have the score -inf, like a key that is excluded.
-        K = K if np.isfinite(K).all() else np.where(np.isfinite(K), K, K.dtype.type(np.nan))
-        return cls(Q, K, as_scale(scale, Q.shape[-1]), M, bool(causal), batch)
-
-    def blocks(self, dtype: np.dtype[np.floating]) -> Iterator[tuple[slice, Array]]:
-        """Yield query rows and their masked scores (..., rows, n_k), a cacheful at a time.
-
-        All in the same memory. There are none without keys.
-        """
-        K_T = np.swapaxes(self.key.astype(dtype, copy=False), -1, -2)
-        n_q, n_k = self.query.shape[-2], self.key.shape[-2]
-        row_bytes = max(1, math.prod(self.batch) * n_k * dtype.itemsize)
-        step = max(1, _BLOCK_BYTES // row_bytes)
-        buffer = np.empty((*self.batch, min(step, n_q), n_k), dtype)
-        for start in range(0, n_q if n_k else 0, step):
-            rows = slice(start, min(start + step, n_q))
-            Q = self.query[..., rows, :].astype(dtype, copy=False) * dtype.type(self.scale)
-            scores = buffer[..., : rows.stop - rows.start, :]
-            np.matmul(Q, K_T, out=scores)
-            self.exclude(scores, rows)
-            yield rows, scores
-
-    def exclude(self, scores: Array, rows: slice) -> None:
-        """Give the tokens that these query rows do not attend to the score -inf, in place."""
-        if self.mask is not None:
-            n_q = self.query.shape[-2]
-            M = np.broadcast_to(self.mask, (*self.mask.shape[:-2], n_q, self.mask.shape[-1]))
-            M = M[..., rows, :]
-            if M.dtype == np.bool_:
-                np.copyto(scores, -np.inf, where=np.logical_not(M))
-            else:
-                np.add(scores, M, out=scores, casting="same_kind")
-                np.copyto(scores, -np.inf, where=np.isneginf(M))
-        if self.causal:
-            later = np.arange(self.key.shape[-2]) > np.arange(rows.start, rows.stop)[:, None]
-            np.copyto(scores, -np.inf, where=later)
-
-
-def _exponentials(scores: Array) -> Array:
-    """Turn scores into kappa up to one factor a query, in place; return D (..., n_q, 1)."""
-    scores -= scores.max(axis=-1, keepdims=True, initial=-np.inf)
-    np.exp(scores, out=scores)
-    D: Array = scores.sum(axis=-1, keepdims=True)
-    return D
-
-
-def mean_of_attended(p: Array, V: Array, attended: npt.NDArray[np.bool_] | None) -> Array:
-    """sum_j p_j v_j, where a non-finite value counts (as NaN) only if it is attended."""
-    mean: Array
-    if attended is None:
-        mean = np.matmul(p, V)
-        return mean
-    finite = np.isfinite(V)
-    poisoned = np.matmul(attended, np.logical_not(finite))
-    mean = np.where(poisoned, np.nan, np.matmul(p, np.where(finite, V, 0)))
-    return mean
-
-
-def _as_mask(mask: npt.ArrayLike) -> npt.NDArray[Any]:
-    M = np.atleast_2d(as_array("mask", mask))
-    if M.dtype.name not in ("bool", "float16", "float32", "float64"):
-        raise TypeError(
-            f"mask has dtype {M.dtype}; expected booleans (True attends) or float16, float32 or "
-            "float64 (added to the scores)"
-        )
-    return M
-
-
-def _check_mask(mask: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
-    try:
-        fits = np.broadcast_shapes(mask.shape, shape)[-2:] == shape[-2:]
-    except ValueError:
-        fits = False
-    if not fits:
-        raise ValueError(f"mask has shape {mask.shape}; expected to broadcast to {shape}")
+def _check_out(
+    out: Array, shape: tuple[int, ...], dtype: np.dtype[Any], arguments: dict[str, Any]
+) -> None:
+    if not isinstance(out, np.ndarray) or out.dtype != dtype:
+        was = f"dtype {out.dtype}" if isinstance(out, np.ndarray) else f"type {type(out).__name__}"
+        raise TypeError(f"out has {was}; expected an array of {dtype}")
+    if out.shape != shape or not out.flags.writeable:
+        was = f"shape {out.shape}" if out.shape != shape else "no right to be written to"
+        raise ValueError(f"out has {was}; expected a writeable array of shape {shape}")
+    for name, argument in arguments.items():
+        if isinstance(argument, np.ndarray) and np.may_share_memory(out, argument):
+            raise ValueError(f"out overlaps {name} in memory; expected memory of its own")

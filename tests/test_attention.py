@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -15,14 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equivalence import attention, attention_weights
+from equivalence import attention, attention_weights, scores
 from equivalence.verify import oracle
 from equivalence.verify.budgets import Budget, attention_budget, unit_roundoff, weights_budget
 from equivalence.verify.compare import compare
 from equivalence.verify.oracle import FLOATS
-
-# The package has a function of the module's name.
-MODULE = sys.modules["equivalence.attention"]
 
 Array = np.ndarray[Any, Any]
 
@@ -447,7 +443,7 @@ def test_the_block_of_query_rows_does_not_matter(
     q, k, v = problem(n_q=7, n_k=6)
     bias = np.random.default_rng(1).standard_normal((7, 6))
     heads = [np.broadcast_to(x, (*batch, *x.shape)) for x in (q, k, v)]
-    monkeypatch.setattr(MODULE, "_BLOCK_BYTES", rows * math.prod(batch) * 6 * q.itemsize)
+    monkeypatch.setattr(scores, "_BLOCK_BYTES", rows * math.prod(batch) * 6 * q.itemsize)
     output = attention(*heads, mask=bias, causal=True)
     weights = attention_weights(*heads[:2], mask=bias, causal=True)
     attended = np.tri(7, 6, dtype=bool)
@@ -460,7 +456,7 @@ def test_the_block_of_query_rows_does_not_matter(
 def test_a_block_is_at_least_one_row(
     monkeypatch: pytest.MonkeyPatch, batch: tuple[int, ...]
 ) -> None:
-    monkeypatch.setattr(MODULE, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(scores, "_BLOCK_BYTES", 1)
     output = attention(np.broadcast_to(Q, (*batch, *Q.shape)), K, V)
     for i in np.ndindex(batch):
         require_attention(output[i], Q, K, V)
@@ -487,7 +483,7 @@ def test_nothing_of_size_n_by_n_is_held_beside_the_output(
     finally:
         tracemalloc.stop()
     # One block of scores, less than one of booleans, and copies of the arguments.
-    allowed = output.nbytes + 2 * MODULE._BLOCK_BYTES + q.nbytes + k.nbytes + v.nbytes
+    allowed = output.nbytes + 2 * scores._BLOCK_BYTES + q.nbytes + k.nbytes + v.nbytes
     assert peak <= allowed
     assert allowed - output.nbytes < n * n * q.itemsize / 4
 
@@ -541,3 +537,46 @@ def test_equal_values_near_the_largest_number_are_their_own_mean() -> None:
     v = np.full((5, 1), 2.0**1023)
     output = attention(Q, K, v)
     require_attention(output / 2.0**1023, Q, K, v / 2.0**1023)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [3, 200])
+def test_out_is_filled_and_returned(dtype: str, n: int) -> None:
+    q, k, v = problem(n_q=n, n_k=n, dtype=dtype)
+    packed = np.full((n, 5), np.nan, dtype)
+    out = packed[:, 1:3]
+    assert attention(q, k, v, out=out) is out
+    assert np.array_equal(out, attention(q, k, v))
+    assert np.isnan(packed[:, [0, 3, 4]]).all()
+
+
+def read_only(x: Array) -> Array:
+    y = x.copy()
+    y.flags.writeable = False
+    return y
+
+
+OUT = np.zeros((3, 2))
+SHARED = np.zeros((5, 6))
+NOT_OUT: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "a list": ({"out": OUT.tolist()}, TypeError, "out has type list; expected an array of float64"),
+    "float32": ({"out": OUT.astype("f")}, TypeError, "out has dtype float32; expected an array of"),
+    "shape": ({"out": OUT.T}, ValueError, "out has shape (2, 3); expected a writeable array of"),
+    "no axes": ({"out": np.empty(2)}, ValueError, "out has shape (2,); expected a writeable"),
+    "read-only": ({"out": read_only(OUT)}, ValueError, "out has no right to be written to"),
+    "overlap": (
+        {"out": SHARED[:3, 2:4], "key": SHARED[:, :4]},
+        ValueError,
+        "out overlaps key in memory; expected memory of its own",
+    ),
+    "no thread": ({"n_threads": 0}, ValueError, "n_threads is 0; expected at least 1"),
+    "half a thread": ({"n_threads": 0.5}, TypeError, "n_threads is 0.5; expected an integer"),
+    "yes": ({"n_threads": True}, TypeError, "n_threads is True; expected an integer"),
+}
+
+
+@pytest.mark.parametrize(("given", "error", "message"), NOT_OUT.values(), ids=NOT_OUT)
+def test_an_out_or_threads_that_cannot_be_are_refused(
+    given: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    require_refusal(attention, error, given, message)

@@ -21,8 +21,9 @@ from equivalence._arrays import (
     common_dtype,
     compute_dtype,
 )
-from equivalence.attention import Problem, attention
+from equivalence.attention import attention
 from equivalence.modifications.base import modifiable
+from equivalence.scores import Problem
 
 Sets = npt.NDArray[np.bool_]
 

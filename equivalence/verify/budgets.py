@@ -76,10 +76,11 @@ def exact(because: str) -> Budget:
 def score_error(Q: Array, K: Array, scale: float, u: float) -> Array:
     """|computed - exact| of the scores scale q.k.
 
-    A dot product has d roundings; the scale, its cast and two products with it add four.
+    A dot product has d roundings; 1/sqrt(d) has two, log2 e for exp2 one, and so have their product
+    and the one with q. In float32 the first four, in float64, and a cast are less than that.
     """
     magnitude = abs(scale) * (_f64(abs(Q)) @ _f64(abs(K)).T)
-    return gamma(Q.shape[-1] + 4, u) * magnitude
+    return gamma(Q.shape[-1] + 5, u) * magnitude
 
 
 def weight_errors(
@@ -106,20 +107,29 @@ def softmax_errors(S: Array, error: Array, u: float) -> tuple[Array, Array]:
 def attention_budget(
     Q: Array, K: Array, V: Array, scale: float, u: float, bias: Array | None = None
 ) -> Budget:
-    """The error of sum_j kappa_j v_j / sum_j kappa_j, evaluated in any order of summation."""
+    """The error of sum_j kappa_j v_j / sum_j kappa_j, evaluated in any order of summation.
+
+    Or with a running maximum, over blocks of 10 keys or more: see `mean_error`.
+    """
     n = K.shape[-2]
     p, relative = weight_errors(Q, K, scale, u, bias)
     return Budget(
         mean_error(p, relative, V, u),
-        f"scores err by gamma_(d+4) |q|.|k|, exp by {_EXP_ULPS} ulp, sums by gamma_n "
+        f"scores err by gamma_(d+5) |q|.|k|, exp by {_EXP_ULPS} ulp, sums by gamma_(n+10) "
         f"(Higham 2002, sec. 3.1), n={n}, d={Q.shape[-1]}",
         u,
     )
 
 
 def mean_error(p: Array, relative: Array, V: Array, u: float) -> Array:
-    """The error of sum_j p_j v_j where each kappa_j behind p_j has that relative error."""
-    return _ratio_error(p, relative, _f64(V), V.shape[-2], u) + _underflow(V, u)
+    """The error of sum_j p_j v_j where each kappa_j behind p_j has that relative error.
+
+    In blocks of b keys with a running maximum, a term has b roundings in its own block, and for
+    each later one those of exp (8 u), of a product and of a sum. As the blocks but one have b >= 10
+    keys, b + 10 (n_blocks - 1) <= n + 10. The differences of the maxima err by u times themselves,
+    which add up to the distance of the score from the last maximum.
+    """
+    return _ratio_error(p, relative, _f64(V), V.shape[-2] + 9, u) + _underflow(V, u)
 
 
 def smoother_budget(kappa: Array, relative: Array, V: Array, u: float) -> Budget:

@@ -48,6 +48,40 @@ def jacobian_budgets(Q: Array, K: Array, V: Array, scale: float, u: float) -> Ja
     )
 
 
+def backward_budgets(
+    G: Array, Q: Array, K: Array, V: Array, scale: float, u: float, bias: Array | None = None
+) -> JacobianBudgets:
+    """The errors of s e k, s e^T q and p^T g, e_ij = p_ij (g_i.v_j - g_i.o_i), summed in any order.
+
+    p_ij is that of attention, and carries the factor between two shifts: an exponential (8 u), two
+    products and a quotient. g.v is a dot product, g.o = sum_j p_ij g.v_j a sum of n of them.
+    """
+    n_q, n = len(Q), len(K)
+    p_budget = weights_budget(Q, K, scale, u, bias)
+    G, Q, K, V = (x.astype(np.float64) for x in (G, Q, K, V))
+    p = _weights(scale * Q @ K.T + (0 if bias is None else bias))
+    p_error = p_budget.bound + gamma(12, u) * p
+    product, size = G @ V.T, abs(G) @ abs(V).T
+    product_error = gamma(V.shape[-1], u) * size
+    mean = (p * product).sum(axis=-1, keepdims=True)
+    mean_error = (
+        p_error * (abs(product) + product_error) + p * product_error + gamma(n, u) * p * size
+    ).sum(axis=-1, keepdims=True)
+    distance, off = abs(product - mean), product_error + mean_error
+    e = p * distance
+    e_error = (1 + gamma(2, u)) * (p_error * (distance + off) + p * off) + gamma(2, u) * e
+    because = "p_ij (g.v_j - g.o) errs by p_ij, by g.v and by g.o; " + p_budget.because
+    more = gamma(n + 6, u), gamma(n_q + 6, u)
+    by_query = (e_error + more[0] * (e + e_error)) @ abs(K)
+    by_key = (e_error + more[1] * (e + e_error)).T @ abs(Q)
+    by_value = (p_error + more[1] * (p + p_error)).T @ abs(G)
+    return JacobianBudgets(
+        query=Budget(abs(scale) * by_query, because, u),
+        key=Budget(abs(scale) * by_key, because, u),
+        value=Budget(by_value, p_budget.because, u),
+    )
+
+
 def dual_jacobian_budgets(
     Phi: Array, phi_q: Array, slope: Array, Z: Array, V: Array, exponent_error: Array, u: float
 ) -> tuple[Budget, Budget]:

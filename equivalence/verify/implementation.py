@@ -8,6 +8,7 @@ from typing import Any
 
 import equivalence
 from equivalence import (
+    backward,
     ball,
     dual,
     gradients,
@@ -83,6 +84,7 @@ class Implementation:
     augmented_pairs: Callable[..., Any] = modifications.augmented_pairs
     attention_jacobians: Callable[..., Any] = gradients.attention_jacobians
     dual_jacobian: Callable[..., Any] = gradients.dual_jacobian
+    attention_backward: Callable[..., Any] = backward.attention_backward
     kernel_attention: Callable[..., Any] = kernels.kernel_attention
     kernel_features: Callable[..., Any] = kernels.kernel_features
     feed_forward: Callable[..., Any] = layers.feed_forward

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from equivalence._arrays import Array
+from equivalence.attention import attention, attention_weights
+from equivalence.backward import AttentionGradients, attention_backward
 from equivalence.dual import OneStepRegressor
 from equivalence.gradients import AttentionJacobians, attention_jacobians, dual_jacobian
 from equivalence.verify import oracle
@@ -21,6 +23,7 @@ from equivalence.verify.dual_case import exponent_error, on_one_scale, scaled
 from equivalence.verify.forward_mode import forward, moving, slopes, still
 from equivalence.verify.gradient_budgets import (
     JacobianBudgets,
+    backward_budgets,
     dual_jacobian_budgets,
     jacobian_budgets,
 )
@@ -48,6 +51,7 @@ def check(impl: Implementation, case: Case) -> Iterator[Comparison]:
     yield from _outputs(impl, case, by, frozen - dual, dual_budget + frozen_budget)
     yield from _by_definition(case, by, budgets, frozen, frozen_budget)
     yield from _identities(case, by, budgets)
+    yield from _reverse_mode(impl, case, by, budgets)
 
 
 def _unit(case: Case, moved: Array) -> float:
@@ -192,6 +196,31 @@ def _identities(
     )
 
 
+def _reverse_mode(
+    impl: Implementation, case: Case, by: AttentionJacobians, budgets: JacobianBudgets
+) -> Iterator[Comparison]:
+    """The gradients from that by the output, g, are the Jacobians times g."""
+    Q, K, V, u = case.Q, case.K, case.V, case.u
+    g = case.rng("g").standard_normal((len(Q), V.shape[-1])).astype(Q.dtype)
+    got = impl.attention_backward(g, Q, K, V, scale=case.scale)
+    own = backward_budgets(g, Q, K, V, case.s, u)
+    for part, formula, others, moved in (
+        ("query", "qc,qcd->qd", (), K),
+        ("key", "qc,qnc,qd->nd", (Q,), Q),
+        ("value", "qc,qn->nc", (), np.ones(1)),
+    ):
+        jacobian, error, budget = (getattr(x, part) for x in (by, budgets, own))
+        operands = [x.astype(np.float64) for x in (g, jacobian, *others)]
+        sizes = [abs(x) for x in operands]
+        want, terms = np.einsum(formula, *operands), np.einsum(formula, *sizes)
+        theirs = np.einsum(formula, sizes[0], error.bound, *sizes[2:])
+        theirs += gamma(g.size + 2, 2.0**-53) * terms
+        unit = _unit(case, moved) * max(1.0, float(abs(g).sum()))
+        both = budget + Budget(theirs, "the Jacobian's own; " + error.because, u)
+        result = getattr(got, part)
+        yield compare(f"g do/d{part}", result / unit, want / unit, both.times(1 / unit))
+
+
 def _wrong(part: str, formula: Callable[[Array, Array, Array], Array]) -> Any:
     """Right but for one part, which is s times a formula of p, the keys and the values."""
 
@@ -250,6 +279,33 @@ def _float32(query: Array, key: Array, value: Array, **options: Any) -> Attentio
     return AttentionJacobians(*(x.astype(value.dtype) for x in by))
 
 
+def _backward_with_frozen_D(
+    gradient: Array, query: Array, key: Array, value: Array, **options: Any
+) -> AttentionGradients:
+    """Moved by g.v_j, not by g.v_j - g.o: the values are taken relative to no output."""
+    right = attention_backward(gradient, query, key, value, **options)
+    s = query.dtype.type(options["scale"] or query.shape[-1] ** -0.5)
+    p = attention_weights(query, key, **options)
+    o = attention(query, key, value, **options)
+    excess = p * (gradient * o).sum(axis=-1, keepdims=True)
+    return right._replace(
+        query=right.query + s * excess @ key, key=right.key + s * excess.T @ query
+    )
+
+
+def _backward_without_scale_of_key(
+    gradient: Array, query: Array, key: Array, value: Array, **options: Any
+) -> AttentionGradients:
+    right = attention_backward(gradient, query, key, value, **options)
+    s = query.dtype.type(options["scale"] or query.shape[-1] ** -0.5)
+    return right._replace(key=right.key / s)
+
+
+def _float32_backward(*arrays: Array, **options: Any) -> AttentionGradients:
+    by = attention_backward(*(x.astype(np.float32) for x in arrays), **options)
+    return AttentionGradients(*(x.astype(arrays[0].dtype) for x in by))
+
+
 def _always_frozen(model: Any, queries: Array, *, freeze_normalizer: bool = False) -> Array:
     return dual_jacobian(model, queries, freeze_normalizer=True)
 
@@ -274,7 +330,7 @@ claim = Claim(
     "do/dv_j = p_j I; the dual has the same derivative by q only if D(q) is differentiated too: "
     "with D frozen, exactly s o kbar^T is too much.",
     kind=Kind.EXACT,
-    needs=("attention", "attention_jacobians", "dual_jacobian"),
+    needs=("attention", "attention_jacobians", "dual_jacobian", "attention_backward"),
     check=check,
     mutants=(
         Mutant(
@@ -326,12 +382,28 @@ claim = Claim(
             {"dual_jacobian": _by_scaled_query},
         ),
         Mutant("float32_jacobians", "computed in float32", {"attention_jacobians": _float32}),
+        Mutant(
+            "backward_with_frozen_D",
+            "reverse mode without its term g.o: D is taken as a constant",
+            {"attention_backward": _backward_with_frozen_D},
+        ),
+        Mutant(
+            "backward_without_scale_of_key",
+            "the scale is left out of the gradient by the keys",
+            {"attention_backward": _backward_without_scale_of_key},
+        ),
+        Mutant(
+            "float32_backward",
+            "reverse mode computed in float32",
+            {"attention_backward": _float32_backward},
+        ),
     ),
     assumptions="At least one key; inputs are finite; every key is attended. The features are "
     "exact at the keys for every query, as gram_features are.",
     budget="|do/dk^ - do/dk| <= s |q| (P_j |v_j - o| + p_j (O + 8u |v_j - o|)), P and O the "
     "budgets of weights and output; do/dq sums them with |k_j|, gamma_(n+2). The dual: "
-    "gamma_(n+3m+8) sum_j (|v_j| + |o|) |phi(k_j)|.|phi'(q)| / D.",
+    "gamma_(n+3m+8) sum_j (|v_j| + |o|) |phi(k_j)|.|phi'(q)| / D. Reverse mode: P_j |g.v_j - g.o| "
+    "and p_j times what dot products and P_j move g.v_j and g.o by, summed with |k_j| or |q|.",
     code="equivalence/gradients.py",
     on_heads=True,
 )

@@ -144,7 +144,7 @@ def _selection(impl: Implementation, case: Case, lowest: Sets) -> Iterator[Compa
         "no score in N(q) is above one outside",
         np.zeros((len(rows), 1)),
         excess,
-        Budget(error, "two scores that err by gamma_(d+4) |q|.|k| each can change places", case.u),
+        Budget(error, "two scores that err by gamma_(d+5) |q|.|k| each can change places", case.u),
     )
     same = np.repeat(case.K[:1], len(case.K), axis=0)
     ties = impl.lowest_score_tokens(case.Q, same, r, n_demonstrations=case.N, scale=case.scale)

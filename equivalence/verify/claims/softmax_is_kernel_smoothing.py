@@ -326,8 +326,8 @@ claim = Claim(
         ),
     ),
     assumptions="At least one key is attended; inputs are finite.",
-    budget="|o^ - o| <= sum_j p_j ((e_j + g)|v_j| + |o| (e_j + g)) with e_j = exp(gamma_(d+4) "
-    "|q|.|k_j| s + u |s_j - max s|) - 1 + 8u and g = gamma_(n+1).",
+    budget="|o^ - o| <= sum_j p_j ((e_j + g)|v_j| + |o| (e_j + g)) with e_j = exp(gamma_(d+5) "
+    "|q|.|k_j| s + u |s_j - max s|) - 1 + 8u and g = gamma_(n+10).",
     code="equivalence/attention.py",
     on_heads=True,
 )
