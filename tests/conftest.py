@@ -2,14 +2,21 @@
 
 import gc
 import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from multiprocessing import get_context
 
 # Before NumPy is loaded: on small problems a second BLAS thread only waits.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import pytest
 from hypothesis import settings
 
 from equivalence.verify.profiles import PROFILES
 from equivalence.verify.strategies import settings_of
+from proofs import load
+from proofs.derivation import Derivation, Proof
 
 # SymPy keeps what it has made: looking through all of it for cycles, again and again, takes time.
 gc.set_threshold(100_000, 50, 100)
@@ -17,3 +24,15 @@ gc.set_threshold(100_000, 50, 100)
 for _profile in PROFILES.values():
     settings.register_profile(_profile.name, settings_of(_profile))
 settings.load_profile("quick")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def proved(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Proof]]:
+    """The proof of a stem; a second process makes those of the session while other tests run."""
+    wanted = [item for item in request.session.items if item.path.stem == "test_proofs"]
+    params = [item.callspec.params for item in wanted if hasattr(item, "callspec")]
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        stems = dict.fromkeys(given["stem"] for given in params if "stem" in given)
+        coming = {stem: pool.submit(Derivation.prove, load(stem)) for stem in stems}
+        yield cache(lambda stem: coming[stem].result() if stem in coming else load(stem).prove())
+        pool.shutdown(cancel_futures=True)

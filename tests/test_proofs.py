@@ -6,7 +6,6 @@ import importlib
 import json
 import pkgutil
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -58,11 +57,6 @@ INSTANCES = tuple(Instance(sizes) for sizes in SIZES)
 WHY = {"because": "the test says so"}
 
 
-@cache
-def proved(stem: str) -> Proof:
-    return load(stem).prove()
-
-
 def fresh() -> Proof:
     return Proof(INSTANCES)
 
@@ -71,7 +65,7 @@ def fresh() -> Proof:
 
 
 @pytest.mark.parametrize("stem", stems())
-def test_proof_holds(stem):
+def test_proof_holds(proved, stem):
     proof = proved(stem)
     assert proof.steps
     for step in proof.steps:
@@ -80,7 +74,7 @@ def test_proof_holds(stem):
 
 
 @pytest.mark.parametrize("stem", stems())
-def test_every_false_variant_is_refused(stem):
+def test_every_false_variant_is_refused(proved, stem):
     proof = proved(stem)
     assert len(proof.refusals) >= 5
     for refusal in proof.refusals:
@@ -89,7 +83,7 @@ def test_every_false_variant_is_refused(stem):
 
 
 @pytest.mark.parametrize("stem", stems())
-def test_a_flipped_sign_breaks_every_step(stem):
+def test_a_flipped_sign_breaks_every_step(proved, stem):
     """The normal form tells the claim from its negation, and so does the instance on its own."""
     instances = load(stem).instances
     for step in proved(stem).steps:
@@ -104,7 +98,7 @@ def test_module_documents_every_expression(stem):
         assert f"`{name}`" in module.__doc__, f"{stem} does not document {name}"
 
 
-def test_a_proof_is_the_same_every_time():
+def test_a_proof_is_the_same_every_time(proved):
     again, first = load("gram_features").prove(), proved("gram_features")
     assert (again.steps, again.refusals) == (first.steps, first.refusals)
 
