@@ -20,7 +20,6 @@ from equivalence._arrays import (
     compute_dtype,
 )
 from equivalence.blocked import evaluate, exponentials
-from equivalence.blocked import mean_of_attended as mean_of_attended
 from equivalence.scores import Problem, as_values
 
 

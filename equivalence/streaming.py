@@ -30,7 +30,7 @@ from equivalence._arrays import (
     broadcast_axes,
     compute_dtype,
 )
-from equivalence.attention import mean_of_attended
+from equivalence.blocked import mean_of_attended
 from equivalence.features.base import Features, range_of, require_one_scale
 
 
