@@ -161,8 +161,8 @@ def log_products(phi: FeatureMap, x: Array, y: Array) -> Array:
     """log(phi_w(x) phi_w(y)) a projection w: the products of two rows' features, times m.
 
     >>> from equivalence.features import PositiveFeatures
-    >>> log_products(PositiveFeatures([[1.0]]), np.array([[1.0]]), np.array([[1.0]])).item()
-    1.0
+    >>> log_products(PositiveFeatures([[0.0]]), np.array([[1.0]]), np.array([[1.0]])).item()
+    -1.0
     """
     (f, a), (g, b) = ([part.astype(np.float64) for part in phi(p)] for p in (x, y))
     with np.errstate(divide="ignore"):
