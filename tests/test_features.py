@@ -81,14 +81,14 @@ def require_positive(projections: Array, points: Array, got: Features) -> None:
         for p, s in zip(FLOATS.vectors(x), got.log_scale, strict=True)
     ]
     # Each exponent: a dot product and |x|^2/2, then the difference of each from the largest, the
-    # sums that make the log scale, and log(m)/2.
+    # sums that make the log scale, and log(m)/2; two of log2 e, where exp2 stands for exp.
     size = abs(x) @ abs(W).T
     terms = size + size.max(axis=1, keepdims=True) + (x**2).sum(axis=1)[:, None] + math.log(m)
-    error = np.expm1((gamma(d + 5, u) + gamma(d + 5, 2.0**-53)) * terms) + 2 * 4 * u
+    error = np.expm1((gamma(d + 7, u) + gamma(d + 7, 2.0**-53)) * terms) + 2 * 4 * u
     tiny = float(np.finfo(dtype).tiny)
     budget = Budget(
         error * np.array(want) + tiny,
-        f"the exponent errs by gamma_(d+5) of its terms, exp by 4 ulp, d={d}, on both sides",
+        f"the exponent errs by gamma_(d+7) of its terms, exp by 4 ulp, d={d}, on both sides",
         u,
     )
     oracle.against(FLOATS, "exp(w.x - |x|^2/2)", got.features, want, budget).require()

@@ -64,7 +64,7 @@ def definition_budget(case: Case, W: Array, causal: bool) -> Budget:
     half_norms = (K**2).sum(axis=1) / 2
     size = 2 * at_q[:, None] + 2 * at_k + half_norms + half_norms.max()
     # The scale of each row, and of all, is a difference of such terms.
-    error = gamma(case.K.shape[1] + 8, case.u) * (size + at_k.max() + math.log(FEATURES))
+    error = gamma(case.K.shape[1] + 10, case.u) * (size + at_k.max() + math.log(FEATURES))
     attended = np.tri(len(Q), len(K)) if causal else 1.0
     return streaming_budget(case, keys, queries, error, attended)
 

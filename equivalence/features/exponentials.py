@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from equivalence._arrays import Array
+from equivalence.blocked import fast_exponential
 
 
 def exponentials(X: Array, W: Array, tilt: Array | None = None) -> tuple[Array, Array]:
@@ -18,8 +19,11 @@ def exponentials(X: Array, W: Array, tilt: Array | None = None) -> tuple[Array, 
     >>> exponentials(np.array([[9.0], [-9.0]]), np.array([[1.0]]))[1]
     array([ 0., -9.])
     """
+    exponential, base = fast_exponential(X.dtype)
+    factor = X.dtype.type(base)
+    W, tilt = W * factor, None if tilt is None else tilt * factor
     E = _exponents(X, W, tilt)
-    np.exp(E, out=E)
+    exponential(E, out=E)
     # A product with ones is several times faster than a sum, or a maximum, of each row.
     total = E @ np.ones(len(W), E.dtype)
     shift = np.zeros_like(total)
@@ -27,7 +31,8 @@ def exponentials(X: Array, W: Array, tilt: Array | None = None) -> tuple[Array, 
     if beyond.any():
         again = _exponents(X[beyond], W, tilt)
         shift[beyond] = largest = again.max(axis=-1)
-        E[beyond] = np.exp(np.subtract(again, largest[:, None], out=again), out=again)
+        E[beyond] = exponential(np.subtract(again, largest[:, None], out=again), out=again)
+        shift /= factor
     return E, shift
 
 

@@ -174,11 +174,12 @@ def exponent_error(W: Array, x: Array, y: Array, u: float) -> Array:
     """The error of log T at each projection, that of the rounded direction of w included.
 
     Beside the dot products: one difference in a feature, two and a logarithm in its log scale.
+    log2 e, where exp2 stands for exp, is two roundings of a product and of the log scale.
     """
     x, y, W = (a.astype(np.float64) for a in (x, y, W))
     size = abs(W) @ (abs(x) + abs(y))[0]
     shifts = size.max() + float((x**2 + y**2).sum()) + math.log(len(W)) + 1
-    error: Array = gamma(2 * x.shape[1] + 6, u) * size + 5 * u * shifts + 32 * u
+    error: Array = gamma(2 * x.shape[1] + 8, u) * size + 7 * u * shifts + 32 * u
     return error
 
 

@@ -92,8 +92,8 @@ class Pair:
             want.append(number.sum(terms) + self.log_constant - half_norms)
         size = self.size(self.W)
         u = self.case.u
-        bound = gamma(3 * self.d + 16, u) * (size + size.max() + self.constant)
-        budget = Budget(bound[None], "log T errs by gamma_(3d+16) of its terms", u)
+        bound = gamma(3 * self.d + 18, u) * (size + size.max() + self.constant)
+        budget = Budget(bound[None], "log T errs by gamma_(3d+18) of its terms", u)
         return oracle.against(number, "log T(w) at two w", self.logs(self.W)[None], [want], budget)
 
     def by_quadrature(self, powers: tuple[int, int], what: str) -> Comparison:
@@ -123,14 +123,15 @@ class Pair:
         along = np.add.reduceat(weight * np.exp(exponent + missing), starts)
         closed = float((slope**2 / 2 - np.log(beta) / 2).sum())
         # At w = 0 the exponent is exact, and the row's largest one is all that a feature carries.
+        # log2 e, where exp2 stands for exp, is two roundings of every exponent, the largest too.
         size, largest = self.size(W)[:-1], self.largest(W)
-        own = gamma(2 * d + 9, u) * size + 2 * u * largest + 40 * u
+        own = gamma(2 * d + 11, u) * size + 2 * u * largest + 40 * u
         ours = gamma(12, _U) * (
             v**2 * (1 + 1 / beta[axis]) + abs(slope[axis] * v) + slope[axis] ** 2
         )
         error = np.where(np.isneginf(exponent), 1.0, np.expm1(p * own + ours))
         per_axis = np.add.reduceat(ideal * error, starts)
-        base = gamma(d + 8, u) * self.constant + 5 * u * largest + self.defect
+        base = gamma(d + 8, u) * self.constant + 9 * u * largest + self.defect
         rounding = gamma(d + 64, _U) * (abs(closed) + float((slope**2).sum()) + self.constant)
         total = per_axis.sum() + 2 * d * discretisation_error() + p * base + rounding
         return oracle.against(
@@ -140,7 +141,7 @@ class Pair:
             [[self._log_moment(powers)]],
             Budget(
                 np.array([[total / (1 - total) if total < 1 else math.inf]]),
-                "on each axis exponents err by gamma_(2d+9) of their terms and 2u of the largest; "
+                "on each axis exponents err by gamma_(2d+11) of their terms and 2u of the largest; "
                 "trapezoidal rule, 2 exp(-2 pi^2/h^2), and tails beyond 9 standard deviations; "
                 "axes orthonormal to gamma_(10 d^2)",
                 u,

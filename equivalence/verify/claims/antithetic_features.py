@@ -90,7 +90,7 @@ def _moments(
 
 
 _BECAUSE = (
-    "exponents err by gamma_(2d+6) |w|.(|x|+|y|) and 5u (max |w.x| + max |w.y| + |x|^2 + |y|^2); "
+    "exponents err by gamma_(2d+8) |w|.(|x|+|y|) and 7u (max |w.x| + max |w.y| + |x|^2 + |y|^2); "
     "trapezoidal rule, 2 exp(-2 pi^2/h^2) and tails beyond 9 standard deviations, each exponential"
 )
 

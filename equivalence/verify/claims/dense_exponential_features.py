@@ -258,7 +258,7 @@ claim = Claim(
     assumptions="w ~ N(0, I), A_l < 1/8; the sampler is tested apart from the map, and the "
     "shrinkage of the second moments in tests/.",
     budget="quadrature on each axis: 2 exp(-2 pi^2/h^2), h = 1/2, and Gaussian tails beyond 9; "
-    "exponents err by gamma_(2d+9) of their terms; eigenvectors by gamma_(10 d^2), singular "
+    "exponents err by gamma_(2d+11) of their terms; eigenvectors by gamma_(10 d^2), singular "
     "values by gamma_(40 d^2), backward.",
     code="equivalence/features/dense.py",
     on_heads=True,

@@ -131,15 +131,16 @@ def _by_quadrature(
         (abs(W) @ (abs(x) + abs(y))[0].astype(np.float64)) * root
         + 2 * abs(A) * norm / beta + norms + d * abs(math.log1p(-4 * A)) + math.log(len(W)) + 1
     )  # fmt: skip
-    # The row's largest exponent enters twice and cancels, but for three roundings a point.
-    own = gamma(2 * d + 12, u) * size + 6 * u * size.max() + 64 * u
+    # The row's largest exponent enters twice and cancels, but for five roundings a point, two of
+    # them of log2 e, where exp2 stands for exp; as many more are in each term.
+    own = gamma(2 * d + 14, u) * size + 10 * u * size.max() + 64 * u
     ours = gamma(d + 12, _U) * (norm + abs(slope * t) + abs(constant) + abs(shift) + 1)
     lost = np.isneginf(exponent)
     error = np.where(lost, 1.0, np.expm1(p * own + ours))
     budget = Budget(
         np.full((1, 1), (terms * error).sum() + gamma(len(W) + 8, _U) * terms.sum()
                 + 2 * discretisation_error() * terms.sum()),
-        "exponents err by gamma_(2d+12) of their terms and 6u of the largest; "
+        "exponents err by gamma_(2d+14) of their terms and 10u of the largest; "
         "trapezoidal rule, 2 exp(-2 pi^2/h^2), and tails beyond 9 standard deviations; norms "
         "beside x + y exactly",
         u,
@@ -326,7 +327,7 @@ claim = Claim(
     ),
     assumptions="w ~ N(0, I), A < 1/8; the sampler is tested apart from the map.",
     budget="quadrature: 2 exp(-2 pi^2/h^2), h = 1/2, and Gaussian tails beyond 9; exponents err by "
-    "gamma_(2d+12) (sqrt(1-4A) |w|.(|x|+|y|) + 2|A||w|^2 + |x|^2 + |y|^2 + ...).",
+    "gamma_(2d+14) (sqrt(1-4A) |w|.(|x|+|y|) + 2|A||w|^2 + |x|^2 + |y|^2 + ...).",
     code="equivalence/features/generalized.py",
     on_heads=True,
 )  # fmt: skip

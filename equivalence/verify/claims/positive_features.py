@@ -127,7 +127,7 @@ def _moment(
 
 
 _BECAUSE = (
-    "exponents err by gamma_(2d+6) |w|.(|x|+|y|) and 5u (max |w.x| + max |w.y| + |x|^2 + |y|^2), "
+    "exponents err by gamma_(2d+8) |w|.(|x|+|y|) and 7u (max |w.x| + max |w.y| + |x|^2 + |y|^2), "
     "exp and log by 4 ulp"
 )
 
@@ -250,7 +250,7 @@ claim = Claim(
     ),
     assumptions="w ~ N(0, I), independent; the sampler is tested apart from the map.",
     budget="quadrature: 2 exp(-2 pi^2/h^2), h = 1/2, and Gaussian tails beyond 9; the exponents' "
-    "rounding gamma_(2d+6) |w|.(|x|+|y|) + 5u (...). Laws: alpha = 1e-9 each, 8 tests.",
+    "rounding gamma_(2d+8) |w|.(|x|+|y|) + 7u (...). Laws: alpha = 1e-9 each, 8 tests.",
     code="equivalence/features/positive.py",
     on_heads=True,
 )
