@@ -23,6 +23,7 @@ from equivalence.verify.oracle import Arithmetic, Number
 ALPHA = 1e-9
 N_BLOCKS = 8000
 U = 2.0**-53
+_NEAR = 8.0
 
 
 def pairs(case: Case, sign: int) -> Iterator[tuple[Array, Array, Number]]:
@@ -30,9 +31,21 @@ def pairs(case: Case, sign: int) -> Iterator[tuple[Array, Array, Number]]:
     Q, K = scaled(case)
     number = case.arithmetic
     for i, j in zip(case.rows, range(len(K)), strict=False):
-        x, y = Q[i : i + 1], K[j : j + 1]
+        x, y = near(Q[i : i + 1], K[j : j + 1])
         p, q = number.vectors(x)[0], number.vectors(sign * y)[0]
         yield x, y, number.sum((a + b) * (a + b) for a, b in zip(p, q, strict=True))
+
+
+def near(x: Array, y: Array) -> tuple[Array, Array]:
+    """Points, in float32 halved until |x|^2 + |y|^2 <= 8: further out float32 tells nothing.
+
+    >>> near(np.array([[4.0]], np.float32), np.array([[0.0]], np.float32))[0].item()
+    2.0
+    """
+    if x.dtype == np.float32:
+        while (x**2).sum(axis=-1).max() + (y**2).sum(axis=-1).max() > _NEAR:
+            x, y = x / 2, y / 2
+    return x, y
 
 
 @cache

@@ -18,7 +18,7 @@ from equivalence.verify.budgets import Budget, gamma
 from equivalence.verify.cases import Case
 from equivalence.verify.claim import Claim, Kind, Mutant
 from equivalence.verify.compare import Comparison, compare
-from equivalence.verify.coupled import orthogonal_c, partners
+from equivalence.verify.coupled import near, orthogonal_c, partners
 from equivalence.verify.dual_case import scaled
 from equivalence.verify.implementation import Implementation
 from equivalence.verify.oracle import Arithmetic, Number
@@ -34,7 +34,7 @@ def check(impl: Implementation, case: Case) -> Iterator[Comparison]:
     Q, K = scaled(case)
     yield from _fitted(impl, case, Q, K)
     for i, j in zip(case.rows, range(min(len(K), 2)), strict=False):
-        x, y = Q[i : i + 1], K[j : j + 1]
+        x, y = near(Q[i : i + 1], K[j : j + 1])
         number = case.arithmetic
         p, q = number.vectors(x)[0], number.vectors(y)[0]
         s = number.sum((a + b) * (a + b) for a, b in zip(p, q, strict=True))

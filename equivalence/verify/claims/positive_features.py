@@ -17,7 +17,7 @@ from equivalence.verify.budgets import Budget, gamma
 from equivalence.verify.cases import Case
 from equivalence.verify.claim import Claim, Kind, Mutant
 from equivalence.verify.compare import Comparison
-from equivalence.verify.coupled import exponent_error, log_products
+from equivalence.verify.coupled import exponent_error, log_products, near
 from equivalence.verify.dual_case import scaled
 from equivalence.verify.implementation import Implementation
 from equivalence.verify.laws import LawTest, distribution_test, mean_test, variance_test
@@ -31,7 +31,7 @@ def check(impl: Implementation, case: Case) -> Iterator[Comparison]:
     """One pair (q, k) at a time: the definition, and the moments by quadrature along q + k."""
     Q, K = scaled(case)
     for i, j in zip(case.rows, range(len(K)), strict=False):
-        x, y = Q[i : i + 1], K[j : j + 1]
+        x, y = near(Q[i : i + 1], K[j : j + 1])
         yield _by_definition(impl, case, x, y)
         yield from _moments(impl, case, x, y)
 

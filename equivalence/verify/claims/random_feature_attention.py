@@ -45,13 +45,14 @@ def check(impl: Implementation, case: Case) -> Iterator[Comparison | Inconclusiv
 
 
 def _line(case: Case) -> tuple[Array, Array, Array]:
-    """One query and at most 8 keys on a line, no further than 1/2 from 0, in the case's dtype.
+    """One query and at most 8 keys on a line, no further than 1/4 from 0, in the case's dtype.
 
-    There |k + q| <= 1, the features are near their means at 32 of them, and the expansion is valid.
+    There |k + q| <= 1/2, the features are near their means at 32 of them, and the expansion is so
+    valid that each step of Richardson's changes less than half of what the one before did.
     """
     Q, K = scaled(case)
     q, k = Q[case.rows[0], :1], K[:8, 0]
-    reach = np.asarray(max(1.0, float(abs(k).max()), float(abs(q).max())) * 2, K.dtype)
+    reach = np.asarray(max(1.0, float(abs(k).max()), float(abs(q).max())) * 4, K.dtype)
     return q / reach, k / reach, case.V[:8].astype(np.float64)
 
 

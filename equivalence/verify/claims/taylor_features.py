@@ -16,6 +16,7 @@ from equivalence.verify.budgets import Budget, exact, gamma
 from equivalence.verify.cases import Case
 from equivalence.verify.claim import Claim, Kind, Mutant
 from equivalence.verify.compare import Comparison, compare
+from equivalence.verify.coupled import near
 from equivalence.verify.dual_case import scaled
 from equivalence.verify.implementation import Implementation
 from equivalence.verify.oracle import Arithmetic, Number
@@ -27,7 +28,7 @@ _FAR = {"float64": 200, "float32": 25}
 
 def check(impl: Implementation, case: Case) -> Iterator[Comparison]:
     """The dimension, the series, its distance from the kernel, and points whose powers overflow."""
-    Q, K = scaled(case)
+    Q, K = near(*scaled(case))
     n = 4 if K.shape[-1] <= 5 else 2
     phi = impl.TaylorFeatures(n)
     at_queries, at_keys = phi(Q[case.rows]), phi(K)
@@ -98,7 +99,7 @@ def _remainder(
     at_y: Features,
 ) -> Comparison:
     """|exp(x.y) - phi(x).phi(y)| is at most the bound, both without the log scales."""
-    Q, K = scaled(case)
+    Q, K = near(*scaled(case))
     logs = at_x.log_scale.astype(np.float64)[:, None] + at_y.log_scale
     kernel = np.exp(np.array([[float(t) for t in row] for row in dots]) - logs)
     log_bound = impl.TaylorFeatures(n).log_error_bound(Q[case.rows], K).astype(np.float64)
@@ -119,7 +120,7 @@ def _remainder(
 
 def _bound(impl: Implementation, case: Case, n: int, dots: list[list[Number]]) -> Comparison:
     """The bound is |t|^{n+1}/(n+1)! max(1, e^t), and not a wider one."""
-    Q, K = scaled(case)
+    Q, K = near(*scaled(case))
     Q, number, u = Q[case.rows], case.arithmetic, case.u
     log_bound = impl.TaylorFeatures(n).log_error_bound(Q, K)
     top = number.number(float(math.factorial(n + 1)))
