@@ -47,8 +47,8 @@ def check(impl: Implementation, case: Case) -> Iterator[Comparison | Inconclusiv
 def _line(case: Case) -> tuple[Array, Array, Array]:
     """One query and at most 8 keys on a line, no further than 1/4 from 0, in the case's dtype.
 
-    There |k + q| <= 1/2, the features are near their means at 32 of them, and the expansion is so
-    valid that each step of Richardson's changes less than half of what the one before did.
+    There |k + q| <= 1/2, and features are near their means at 32 of them. At |k + q| = 1 the
+    expansion is valid too, but the last of Richardson's steps changes less than what is left.
     """
     Q, K = scaled(case)
     q, k = Q[case.rows[0], :1], K[:8, 0]
