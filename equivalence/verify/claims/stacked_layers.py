@@ -63,11 +63,15 @@ def check(impl: Implementation, case: Case) -> Iterator[Comparison | Refutation]
 
 
 def _stack_of(case: Case) -> tuple[Array, list[AttentionLayer]]:
-    """Token states (q, k, v); layer 1 is the case's own head, layer 2 is drawn and has a norm."""
-    (n, d), dtype = case.K.shape, case.K.dtype
-    x = np.concatenate([np.resize(case.Q, (n, d)), case.K, case.V], axis=1)
+    """Token states (q, k, v, 1, -1); layer 1 is the case's own head, layer 2 drawn, with a norm.
+
+    The last two keep the entries of a state apart: a norm divides by their standard deviation.
+    """
+    (n, d), c, dtype = case.K.shape, case.V.shape[1], case.K.dtype
+    apart = np.tile(np.array([1.0, -1.0], dtype), (n, 1))
+    x = np.concatenate([np.resize(case.Q, (n, d)), case.K, case.V, apart], axis=1)
     m = x.shape[1]
-    pick_q, pick_k, pick_v = np.split(np.eye(m, dtype=dtype), [d, 2 * d])
+    pick_q, pick_k, pick_v, _ = np.split(np.eye(m, dtype=dtype), [d, 2 * d, 2 * d + c])
     head = AttentionLayer(pick_q, pick_k, pick_v, pick_v.T, scale=case.scale)
     rng = case.rng("layer 2")
     W_Q, W_K, W_V, W_O = (rng.standard_normal((4, _WIDTH, m)) / np.sqrt(m)).astype(dtype)
