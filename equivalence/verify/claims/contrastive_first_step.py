@@ -159,7 +159,8 @@ def _by_definition(
         output = [number.dot(row, f) for row in w]
         z = [number.dot(output, a) * (one / number.number(tau)) for a in v]
         top = max(z, key=float)
-        total.append(number.log(number.sum(number.exp(a - top) for a in z)) + top - z[i])
+        # In this order nothing is lost of a small loss beside large logits.
+        total.append(number.log(number.sum(number.exp(a - top) for a in z)) + (top - z[i]))
     return number.sum(total)
 
 

@@ -30,7 +30,7 @@ from equivalence.verify.implementation import Implementation
 from equivalence.verify.quadrature import gaussian_nodes
 
 _U = 2.0**-53
-_COUNTS = tuple(2**k for k in range(5, 13))
+_COUNTS = tuple(2**k for k in range(4, 11))
 # Relative deviation 2^-40: the count is beyond 2^53, where rounding up changes nothing.
 _RTOL = 2.0**-40
 
@@ -47,7 +47,7 @@ def check(impl: Implementation, case: Case) -> Iterator[Comparison | Inconclusiv
 def _line(case: Case) -> tuple[Array, Array, Array]:
     """One query and at most 8 keys on a line, no further than 1/4 from 0, in the case's dtype.
 
-    There |k + q| <= 1/2, and features are near their means at 32 of them. At |k + q| = 1 the
+    There |k + q| <= 1/2, and features are near their means at 16 of them. At |k + q| = 1 the
     expansion is valid too, but the last of Richardson's steps changes less than what is left.
     """
     Q, K = scaled(case)
@@ -227,7 +227,7 @@ claim = Claim(
     ),
     assumptions="Independent projections; 1/m small beside e^(-|z|^2): above |z|^2 of about 6 no "
     "sample shows the tail, and the constants are all that is known.",
-    budget="twice what the last of seven Richardson steps in m = 2^5..2^12 changed, and m gamma_n "
+    budget="twice what the last of six Richardson steps in m = 2^4..2^10 changed, and m gamma_n "
     "of the sums; wider than float32's unit roundoff it is inconclusive.",
     code="equivalence/features/prediction.py",
     on_heads=True,
