@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from equivalence.features.base import Features, as_projections, as_sample
 from equivalence.features.couplings import check_draw, is_antithetic, sample_projections
 from equivalence.features.exponentials import exponentials
 from equivalence.features.generalized import best_rho, log_excess
+from equivalence.features.moments import Moments
 
 # Halvings of the interval (1/2, 1) until it is below its own unit roundoff.
 _HALVINGS = 53
@@ -56,7 +57,7 @@ def optimal_tilts(moments: npt.ArrayLike, *, antithetic: bool = False) -> Array:
     return np.minimum(tilts, 0.0)
 
 
-class DenseFeatures:
+class DenseFeatures(Moments):
     """Positive features with a tilt A_l < 1/8 along each of d axes, exact in expectation.
 
     With u = axes^T x, the coordinates along the axes, and w_r ~ N(0, I),
@@ -137,7 +138,7 @@ class DenseFeatures:
         (4, 3)
         """
         W = sample_projections(n_features, dim, rng=rng, coupling=coupling, antithetic=antithetic)
-        return cls(W, tilts, axes)
+        return cls(W, tilts, axes)._drawn(coupling, antithetic)
 
     def fit(self, keys: npt.ArrayLike, queries: npt.ArrayLike | None = None) -> Self:
         """Choose axes and tilts for M = E z z^T, z = x + y over all pairs of a key and a query.
@@ -221,6 +222,11 @@ class DenseFeatures:
             excess = log_excess(log_G, t, gain, antithetic)
             log_variance: Array = excess - math.log(n_features // 2 if antithetic else n_features)
         return log_variance.astype(common_dtype(X, Y), copy=False)
+
+    def _log_relative_variance(self, x: Array, y: Array, **how: Any) -> Array:
+        return self.log_relative_variance(
+            x, y, len(self.projections), tilts=self.tilts, axes=self.axes, **how
+        )
 
     def __call__(self, x: npt.ArrayLike) -> Features:
         """phi(x) for points (..., n, d): features (..., n, m), log_scale (..., n), in x's dtype.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from equivalence._arrays import (
 from equivalence.features.base import Features, as_projections, as_sample
 from equivalence.features.couplings import check_draw, is_antithetic, sample_projections
 from equivalence.features.exponentials import exponentials
+from equivalence.features.moments import Moments
 from equivalence.features.variance import correlation, partners, squared_distances
 
 # Halvings of an interval inside (0, 1) until it is below its own unit roundoff.
@@ -67,7 +68,7 @@ def best_rho(s: Array | np.float64, dim: int) -> Array:
     return rho
 
 
-class GeneralizedFeatures:
+class GeneralizedFeatures(Moments):
     """Positive features with a tilt A < 1/8, exact in expectation over w ~ N(0, I).
 
     phi(x)_r = (1-4A)^{d/4} exp(A |w_r|^2 + sqrt(1-4A) w_r.x - |x|^2/2) / sqrt(m). A feature has the
@@ -131,7 +132,7 @@ class GeneralizedFeatures:
         (4, 3)
         """
         W = sample_projections(n_features, dim, rng=rng, coupling=coupling, antithetic=antithetic)
-        return cls(W, A)
+        return cls(W, A)._drawn(coupling, antithetic)
 
     def fit(self, keys: npt.ArrayLike, queries: npt.ArrayLike | None = None) -> Self:
         """Choose A for s = mean |x|^2 + mean |y|^2 + 2 mean(x).mean(y), the mean of |x+y|^2.
@@ -202,6 +203,9 @@ class GeneralizedFeatures:
             log_variance = np.where(np.isneginf(own), own, log_variance)
         dtype = common_dtype(as_points("x", x), as_points("y", y))
         return log_variance.astype(dtype, copy=False)
+
+    def _log_relative_variance(self, x: Array, y: Array, **how: Any) -> Array:
+        return self.log_relative_variance(x, y, len(self.projections), A=self.A, **how)
 
     def __call__(self, x: npt.ArrayLike) -> Features:
         """phi(x) for points (..., n, d): features (..., n, m), log_scale (..., n), in x's dtype.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +13,10 @@ from equivalence.features import variance
 from equivalence.features.base import Features, as_projections
 from equivalence.features.couplings import sample_projections
 from equivalence.features.exponentials import exponentials
+from equivalence.features.moments import Moments
 
 
-class PositiveFeatures:
+class PositiveFeatures(Moments):
     """Positive features at given projections w_1..w_m, exact in expectation over w ~ N(0, I).
 
     phi(x)_r = exp(w_r.x - |x|^2/2) / sqrt(m), so that E phi(x).phi(y) = exp(x.y) with variance
@@ -68,7 +70,7 @@ class PositiveFeatures:
         (5, 3)
         """
         W = sample_projections(n_features, dim, rng=rng, coupling=coupling, antithetic=antithetic)
-        return cls(W)
+        return cls(W)._drawn(coupling, antithetic)
 
     @staticmethod
     def log_relative_variance(
@@ -98,6 +100,9 @@ class PositiveFeatures:
         return variance.log_relative_variance(
             x, y, n_features, coupling=coupling, antithetic=antithetic
         )
+
+    def _log_relative_variance(self, x: Array, y: Array, **how: Any) -> Array:
+        return self.log_relative_variance(x, y, len(self.projections), **how)
 
     def __call__(self, x: npt.ArrayLike) -> Features:
         """phi(x) for points (..., n, d): features (..., n, m), log_scale (..., n), in x's dtype.

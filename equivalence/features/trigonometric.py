@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +12,10 @@ from equivalence._arrays import Array, as_integer, as_tokens, common_dtype, comp
 from equivalence.features import variance
 from equivalence.features.base import Features, as_projections
 from equivalence.features.couplings import sample_projections
+from equivalence.features.moments import Moments
 
 
-class TrigonometricFeatures:
+class TrigonometricFeatures(Moments):
     """Two features a projection w_1..w_m, exact in expectation over w ~ N(0, I).
 
     phi(x) = e^{|x|^2/2} [cos w_1.x, .., cos w_m.x, sin w_1.x, .., sin w_m.x] / sqrt(m), so that
@@ -72,7 +74,8 @@ class TrigonometricFeatures:
         ((4, 3), (1, 8))
         """
         m = _frequencies(n_features)
-        return cls(sample_projections(m, dim, rng=rng, coupling=coupling, antithetic=antithetic))
+        W = sample_projections(m, dim, rng=rng, coupling=coupling, antithetic=antithetic)
+        return cls(W)._drawn(coupling, antithetic)
 
     @staticmethod
     def log_relative_variance(
@@ -106,6 +109,9 @@ class TrigonometricFeatures:
             antithetic=antithetic,
             trigonometric=True,
         )
+
+    def _log_relative_variance(self, x: Array, y: Array, **how: Any) -> Array:
+        return self.log_relative_variance(x, y, 2 * len(self.projections), **how)
 
     def __call__(self, x: npt.ArrayLike) -> Features:
         """phi(x) for points (..., n, d): features (..., n, 2m), log_scale (..., n), in x's dtype.
