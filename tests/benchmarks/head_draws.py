@@ -6,19 +6,26 @@ from collections.abc import Callable
 from functools import cache
 
 import numpy as np
+import numpy.typing as npt
 from head_data import Array
-from head_estimates import Head, Nested, Remade, generator, nested
+from head_estimates import Controlled, Head, Nested, Remade, generator, nested
 from head_maps import least_squares, solver
+from scipy.special import roots_genlaguerre
 
 from equivalence.features import (
     DenseFeatures,
+    Features,
     GeneralizedFeatures,
     ImportanceFeatures,
     PositiveFeatures,
     ReducedFeatures,
+    sample_projections,
 )
+from equivalence.features.couplings import haar
 
 MOST = 4096
+# Radii a direction: their quadrature is exact for polynomials in w of degree 7.
+RADII = 4
 Sampled = PositiveFeatures | GeneralizedFeatures | DenseFeatures
 
 
@@ -31,14 +38,18 @@ def favor(head: Head) -> Nested:
 
 
 def reduced(
-    kind: type[Sampled], *, antithetic: bool = True, balance: bool = True
+    kind: type[Sampled],
+    *,
+    antithetic: bool = True,
+    balance: bool = True,
+    coupling: str = "orthogonal",
 ) -> Callable[[Head], Nested]:
-    """Orthogonal features of a kind after the shift, and the balance, fitted to the fit queries."""
+    """Features of a kind after the shift, and the balance, fitted to the fit queries."""
 
     def estimate(head: Head) -> Nested:
         s = head.split
         rng, d = generator(head), s.K.shape[1]
-        phi = kind.sample(d, MOST, rng=rng, coupling="orthogonal", antithetic=antithetic)
+        phi = kind.sample(d, MOST, rng=rng, coupling=coupling, antithetic=antithetic)
         maps = ReducedFeatures(phi, balance=balance).fit(s.K, s.fit)
         x = nested(*map(maps.queries, (head.judged, s.held)), maps.keys(s.K))
         # Of m antithetic features, m/2 pairs: a projection stands beside its negative.
@@ -46,6 +57,45 @@ def reduced(
         return Nested(x.at_fit[pairs], x.at_held[pairs], x.at_keys[pairs])
 
     return estimate
+
+
+def by_radii(head: Head) -> Nested:
+    """Positive features at both ends of orthogonal directions, their norms by Gauss's quadrature.
+
+    |w|^2/2 has the density of a generalised Gauss-Laguerre rule, whose weights the features carry.
+    """
+    s = head.split
+    rng, d = generator(head), s.K.shape[1]
+    t, weight = roots_genlaguerre(RADII, d / 2 - 1)
+    n = MOST // (2 * RADII)
+    U = haar(-(-n // d), d, rng).reshape(-1, d)[:n]
+    ends = np.stack([U, -U], axis=1)[:, :, None, :] * np.sqrt(2 * t)[:, None]
+    log_weights = np.tile(np.log(RADII * weight / weight.sum()), 2 * n)
+    phi = ImportanceFeatures(ends.reshape(-1, d), log_weights)
+    maps = ReducedFeatures(phi).fit(s.K, s.fit)
+    return nested(*map(maps.queries, (head.judged, s.held)), maps.keys(s.K))
+
+
+def controlled(head: Head) -> Controlled:
+    """Positive features less 1 + w.x, and 1 + x.y exactly: a control variate of degree 1.
+
+    Both are what the polynomials 1 and w of a feature, e^{w.x - |x|^2/2} = 1 + w.x + ..., give, and
+    E (1 + w.x)(1 + w.y) = 1 + x.y.
+    """
+    s = head.split
+    rng, d = generator(head), s.K.shape[1]
+    W = sample_projections(MOST, d, rng=rng, coupling="orthogonal", antithetic=True)
+    W = W.reshape(2, -1, d).swapaxes(0, 1).reshape(-1, d)
+    phi = PositiveFeatures(W)
+
+    def split(x: npt.ArrayLike) -> Features:
+        x = np.asarray(x, np.float64)
+        rest = np.sqrt(MOST) * phi(x).phi() - 1 - x @ W.T
+        return Features(np.concatenate([np.ones((len(x), 1)), x, rest], axis=1), np.zeros(len(x)))
+
+    maps = ReducedFeatures(split).fit(s.K, s.fit)
+    x = nested(*map(maps.queries, (head.judged, s.held)), maps.keys(s.K))
+    return Controlled(x, d + 1)
 
 
 def importance(t: float) -> Callable[[Head], Nested]:

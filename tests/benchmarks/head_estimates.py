@@ -63,6 +63,31 @@ class Nested:
 
 
 @dataclass(frozen=True, eq=False)
+class Controlled:
+    """Features of which the first `exact` count as they are, the others as a mean of products."""
+
+    whole: Nested
+    exact: int
+
+    @property
+    def largest(self) -> int:
+        """As many as there are."""
+        return self.whole.largest
+
+    def fit(self, m: int) -> Array:
+        """At the judged fit queries."""
+        return self._of(self.whole.fit, m)
+
+    def held(self, m: int) -> Array:
+        """At the held-out queries."""
+        return self._of(self.whole.held, m)
+
+    def _of(self, products: Callable[[int], Array], m: int) -> Array:
+        head = products(min(m, self.exact))
+        return head if m <= self.exact else head + (products(m) - head) / (m - self.exact)
+
+
+@dataclass(frozen=True, eq=False)
 class Remade:
     """A construction made anew for each number of features: the last multiple of largest/32."""
 

@@ -78,6 +78,12 @@ DETERMINISTIC = (
 RANDOM = (
     Map("FAVOR+", UNBIASED, "-", draws.favor),
     Map("shift, balance", UNBIASED, "K Q", draws.reduced(PositiveFeatures, antithetic=False)),
+    Map("shift, balance, antithetic", UNBIASED, "K Q", draws.reduced(PositiveFeatures)),
+    Map(
+        "shift, balance, Sobol'", UNBIASED, "K Q", draws.reduced(PositiveFeatures, coupling="sobol")
+    ),
+    Map("shift, balance, radii by quadrature", "exact to degree 7", "K Q", draws.by_radii),
+    Map("shift, balance, control variate", UNBIASED, "K Q", draws.controlled),
     Map("shift, balance, antithetic, OPRF", UNBIASED, "K Q", draws.reduced(GeneralizedFeatures)),
     Map("shift, antithetic, SDERF", UNBIASED, "K Q", draws.reduced(DenseFeatures, balance=False)),
     Map("shift, antithetic, ADERF", UNBIASED, "K Q", draws.reduced(DenseFeatures)),
