@@ -16,7 +16,7 @@ from equivalence.features.variance import correlation, log_relative_variance
 from equivalence.verify import coupled, oracle
 from equivalence.verify.budgets import Budget
 from equivalence.verify.cases import Case
-from equivalence.verify.claim import Claim, Kind, Mutant
+from equivalence.verify.claim import Claim, Kind, mutant
 from equivalence.verify.compare import Comparison, compare
 from equivalence.verify.implementation import Implementation
 from equivalence.verify.laws import LawTest
@@ -181,14 +181,6 @@ def _float32_variance(x: Array, y: Array, n_terms: int, **kind: Any) -> Array:
     return single.astype(x.dtype)
 
 
-def _sample(name: str, defect: str, draw: Any) -> Mutant:
-    return Mutant(name, defect, {"sample_projections": draw})
-
-
-def _variance(name: str, defect: str, formula: Any) -> Mutant:
-    return Mutant(name, defect, {"log_relative_variance": formula})
-
-
 claim = Claim(
     stem="orthogonal_features",
     statement="Haar blocks of d orthogonal projections with independent chi_d norms leave the mean "
@@ -199,21 +191,45 @@ claim = Claim(
     check=check,
     law=law,
     mutants=(
-        _sample("no_sign_fix", "Q of the QR without sign(diag R): not Haar", _no_sign_fix),
-        _sample(
-            "norms_of_the_block", "row norms of the matrix that was factored", _norms_of_the_block
+        mutant(
+            "no_sign_fix",
+            "Q of the QR without sign(diag R): not Haar",
+            sample_projections=_no_sign_fix,
         ),
-        _sample("fixed_norm", "norm sqrt(d), not chi_d", _fixed_norm),
-        _sample("one_norm_a_block", "one chi_d norm for all of a block", _one_norm_a_block),
-        _sample("one_rotation", "all blocks have the same directions", _one_rotation),
-        _sample("independent", "independent draws, posing as orthogonal", _independent),
-        _sample("float32_projections", "drawn in float32", _float32_projections),
-        _variance("no_correlation", "the variance of independent draws", _with_c(0.0)),
-        _variance("opposite_correlation", "-c for c", _with_c(-1.0)),
-        _variance(
-            "all_are_partners", "c for projections of other blocks", _with_c(1.0, _all_are_partners)
+        mutant(
+            "norms_of_the_block",
+            "row norms of the matrix that was factored",
+            sample_projections=_norms_of_the_block,
         ),
-        _variance("float32_variance", "the variance in float32", _float32_variance),
+        mutant("fixed_norm", "norm sqrt(d), not chi_d", sample_projections=_fixed_norm),
+        mutant(
+            "one_norm_a_block",
+            "one chi_d norm for all of a block",
+            sample_projections=_one_norm_a_block,
+        ),
+        mutant(
+            "one_rotation", "all blocks have the same directions", sample_projections=_one_rotation
+        ),
+        mutant(
+            "independent",
+            "independent draws, posing as orthogonal",
+            sample_projections=_independent,
+        ),
+        mutant("float32_projections", "drawn in float32", sample_projections=_float32_projections),
+        mutant(
+            "no_correlation",
+            "the variance of independent draws",
+            log_relative_variance=_with_c(0.0),
+        ),
+        mutant("opposite_correlation", "-c for c", log_relative_variance=_with_c(-1.0)),
+        mutant(
+            "all_are_partners",
+            "c for projections of other blocks",
+            log_relative_variance=_with_c(1.0, _all_are_partners),
+        ),
+        mutant(
+            "float32_variance", "the variance in float32", log_relative_variance=_float32_variance
+        ),
     ),
     assumptions="The mean over a sample is unbiased because each projection is N(0, I); blocks are "
     "independent. A remainder of r projections is a block of r.",

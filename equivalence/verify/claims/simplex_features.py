@@ -15,7 +15,7 @@ from equivalence.features.variance import log_relative_variance
 from equivalence.verify import coupled, oracle
 from equivalence.verify.budgets import Budget
 from equivalence.verify.cases import Case
-from equivalence.verify.claim import Claim, Kind, Mutant
+from equivalence.verify.claim import Claim, Kind, mutant
 from equivalence.verify.compare import Comparison, compare
 from equivalence.verify.implementation import Implementation
 from equivalence.verify.laws import LawTest
@@ -160,14 +160,6 @@ def _float32_variance(x: Array, y: Array, n_terms: int, **kind: Any) -> Array:
     return single.astype(x.dtype)
 
 
-def _sample(name: str, defect: str, draw: Any) -> Mutant:
-    return Mutant(name, defect, {"sample_projections": draw})
-
-
-def _variance(name: str, defect: str, formula: Any) -> Mutant:
-    return Mutant(name, defect, {"log_relative_variance": formula})
-
-
 claim = Claim(
     stem="simplex_features",
     statement="Blocks of d directions at pairwise cosine -1/(d-1), rotated by Haar, with "
@@ -178,18 +170,38 @@ claim = Claim(
     check=check,
     law=law,
     mutants=(
-        _sample("no_sign_fix", "rotated by Q without sign(diag R): not Haar", _no_sign_fix),
-        _sample("not_rotated", "the same corners for all blocks", _not_rotated),
-        _sample("fixed_norm", "norm sqrt(d), not chi_d", _fixed_norm),
-        _sample("one_norm_a_block", "one chi_d norm for all of a block", _one_norm_a_block),
-        _sample("short_corners", "corners of norm sqrt(1 - 1/d), not 1", _short_corners),
-        _sample("orthogonal", "orthogonal projections, posing as a simplex", _orthogonal),
-        _sample("float32_projections", "drawn in float32", _float32_projections),
-        _variance("orthogonal_variance", "c at right angles", _orthogonal_variance),
-        _variance("independent_variance", "no c at all", _independent_variance),
-        _variance("one_cosine", "c of a cosine at -1/(d-1) alone", _one_cosine),
-        _variance("full_blocks", "a remainder counts as a block", _one_block),
-        _variance("float32_variance", "the variance in float32", _float32_variance),
+        mutant(
+            "no_sign_fix",
+            "rotated by Q without sign(diag R): not Haar",
+            sample_projections=_no_sign_fix,
+        ),
+        mutant("not_rotated", "the same corners for all blocks", sample_projections=_not_rotated),
+        mutant("fixed_norm", "norm sqrt(d), not chi_d", sample_projections=_fixed_norm),
+        mutant(
+            "one_norm_a_block",
+            "one chi_d norm for all of a block",
+            sample_projections=_one_norm_a_block,
+        ),
+        mutant(
+            "short_corners",
+            "corners of norm sqrt(1 - 1/d), not 1",
+            sample_projections=_short_corners,
+        ),
+        mutant(
+            "orthogonal",
+            "orthogonal projections, posing as a simplex",
+            sample_projections=_orthogonal,
+        ),
+        mutant("float32_projections", "drawn in float32", sample_projections=_float32_projections),
+        mutant(
+            "orthogonal_variance", "c at right angles", log_relative_variance=_orthogonal_variance
+        ),
+        mutant("independent_variance", "no c at all", log_relative_variance=_independent_variance),
+        mutant("one_cosine", "c of a cosine at -1/(d-1) alone", log_relative_variance=_one_cosine),
+        mutant("full_blocks", "a remainder counts as a block", log_relative_variance=_one_block),
+        mutant(
+            "float32_variance", "the variance in float32", log_relative_variance=_float32_variance
+        ),
     ),
     assumptions="As orthogonal_features. In one dimension a block is one draw. What is even in "
     "w, antithetic pairs and cosines, has the mean of c at both cosines, 1/(d-1) and -1/(d-1).",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -172,7 +173,7 @@ def _far_away(impl: Implementation, case: Case, x: Array) -> Comparison:
     return oracle.against(number, f"phi(x).phi(x) at x times 2^{p}", got, [[want]], budget)
 
 
-class _Altered(TaylorFeatures):
+class _Altered(TaylorFeatures, ABC):
     """Each monomial times the factor of its multi-index."""
 
     def __call__(self, x: npt.ArrayLike) -> Features:
@@ -181,9 +182,9 @@ class _Altered(TaylorFeatures):
         dtype = phi.features.dtype
         return Features(phi.features * np.array(factors, dtype), phi.log_scale)
 
+    @abstractmethod
     def factor(self, alpha: npt.NDArray[np.intp]) -> float:
         """What the feature x^alpha / sqrt(alpha!) is multiplied with."""
-        raise NotImplementedError
 
 
 def _multi_indices(d: int, n: int) -> list[npt.NDArray[np.intp]]:
