@@ -24,15 +24,17 @@ from equivalence._arrays import (
     common_dtype,
     compute_dtype,
 )
-from equivalence.blocked import fast_exponential, for_products
+from equivalence.blocked import exponential_of, for_products, kernel_of
+from equivalence.products import columns, product
 from equivalence.scores import Problem, as_values
 from equivalence.tiling import Tiles, scratch, tasks
 
-# A panel has 1 million pairs if it can: with fewer rows than 128, products with the transposed
-# weights are slow, and blocks of more than 256 by 256 do not fit a cache together.
-_PANEL = 1 << 20
+# A panel has 2 million pairs if it can: with fewer rows, sums over them are added up more often;
+# with more, it is further from the cache.
+_PANEL = 1 << 21
 _FEWEST_ROWS, _MOST_ROWS = 128, 256
-_KEYS = 256
+# So many keys at a time; the fewer, the less is computed above a causal mask's diagonal.
+_KEYS, _CAUSAL_KEYS = 1024, 256
 
 
 class AttentionGradients(NamedTuple):
@@ -110,6 +112,14 @@ def _summed(x: Array, shape: tuple[int, ...]) -> Array:
     return total.reshape(shape)
 
 
+def _tiles(problem: Problem, width: int) -> Tiles:
+    n_q, n_k = problem.query.shape[-2], problem.key.shape[-2]
+    most = _CAUSAL_KEYS if problem.causal else _KEYS
+    queries = min(n_q, max(_FEWEST_ROWS, min(_MOST_ROWS, _PANEL // n_k)))
+    keys = min(n_k, most)
+    return Tiles(max(1, most * _MOST_ROWS // (queries * max(keys, width))), queries, keys)
+
+
 def _add_all(problem: Problem, V: Array, G: Array, to: AttentionGradients) -> None:
     """Add what each panel contributes."""
     dtype, (n_q, d), (n_k, c) = to.key.dtype, problem.query.shape[-2:], V.shape[-2:]
@@ -117,155 +127,195 @@ def _add_all(problem: Problem, V: Array, G: Array, to: AttentionGradients) -> No
         to.query.fill(np.nan)
     if n_k == 0 or n_q == 0:
         return
-    rows = min(n_q, max(_FEWEST_ROWS, min(_MOST_ROWS, _PANEL // n_k)))
-    width, n_blocks = min(n_k, _KEYS), -(-n_k // _KEYS)
-    tiles = Tiles(max(1, _KEYS * _MOST_ROWS // (rows * max(width, c, d))), rows, width)
+    _, base = exponential_of(problem, dtype)
+    tiles = _tiles(problem, max(d, c))
+    rows, width, n_blocks = tiles.queries, tiles.keys, -(-n_k // tiles.keys)
     for index, starts in tasks(problem.batch, n_q, tiles, 1):
         heads = problem.of_heads(index)
-        heads = heads._replace(key=for_products(heads.key, dtype))
         v, g = (np.broadcast_to(x, (*problem.batch, *x.shape[-2:]))[index] for x in (V, G))
-        v, part_of = for_products(v, dtype), AttentionGradients(*(x[index] for x in to))
-        K = _without_bad(heads.key)
-        each = [(rows, d), (rows, c), (rows, d), (rows, c), (width, d), (width, c)]
-        kept = [(n_blocks, *heads.batch, rows, size) for size in (width, width, 1, 1, 1)]
-        with scratch(dtype, *((*heads.batch, *shape) for shape in each), *kept) as memory:
+        (K, bad_key), (v, bad_value) = _finite(for_products(heads.key, dtype)), _finite(v)
+        bad = (bad_key | bad_value).astype(dtype)
+        heads = heads._replace(key=K)
+        each = [(rows, d), (rows, c), (rows, 1), (rows, width), (rows, d), (width, d), (width, c)]
+        blocks = [(d, width), (c, width), (rows, width), (rows, width)]
+        shapes = [(*heads.batch, *shape) for shape in each]
+        shapes += [(n_blocks, *heads.batch, *shape) for shape in blocks]
+        with scratch(dtype, *shapes, (width, 1)) as arrays:
+            memory = _Memory(*arrays)
+            memory.ones.fill(1)
+            columns(K, width, memory.K_T)
+            columns(v, width, memory.V_T)
+            part_of = AttentionGradients(*(x[index] for x in to))
             for start in starts:
-                part = slice(start, min(start + rows, n_q))
-                panel = _Panel.of(heads, v, g[..., part, :], part, memory)
-                panel.fill()
-                panel.add(K, part_of, memory[2:6])
+                queries = slice(start, min(start + rows, n_q))
+                panel = _Panel.of(heads, queries, memory)
+                spoilt = panel.take_in(g[..., queries, :], base, bad if bad.any() else None)
+                panel.add(panel.weigh(spoilt), part_of)
+    np.multiply(to.query, dtype.type(problem.scale), out=to.query)
+    np.divide(to.key, dtype.type(base), out=to.key)
+
+
+def _finite(X: Array) -> tuple[Array, npt.NDArray[np.bool_]]:
+    """X with 0 for what is not finite, and (..., n, 1) which rows had such entries."""
+    finite = np.isfinite(X)
+    if finite.all():
+        return X, np.zeros((*X.shape[:-1], 1), bool)
+    return np.where(finite, X, X.dtype.type(0)), ~np.all(finite, axis=-1, keepdims=True)
+
+
+class _Memory(NamedTuple):
+    """For a panel: its Q, g, D and parts of the sums; for each block of keys, what it keeps."""
+
+    Q: Array
+    G: Array
+    D: Array
+    e: Array
+    of_q: Array
+    of_k: Array
+    of_v: Array
+    K_T: Array
+    V_T: Array
+    kappa: Array
+    moved: Array
+    ones: Array
 
 
 class _Block(NamedTuple):
     """Some keys, the rows of the panel that attend to them, and what is kept of these pairs.
 
-    kappa is exp(score - shift), `products` is g.v; D and `moved` are the sums over these keys of
-    kappa, and of kappa g.v.
+    kappa is a multiple of the weights, and `moved` is kappa g.v / D.
     """
 
     part: slice
     queries: slice
     keys: slice
+    K_T: Array
+    V_T: Array
     kappa: Array
-    products: Array
-    shift: Array
-    D: Array
     moved: Array
-
-    def add_up(self) -> None:
-        """Fill D and `moved`."""
-        ones = np.ones((self.kappa.shape[-1], 1), self.kappa.dtype)
-        np.matmul(self.kappa, ones, out=self.D)
-        np.einsum("...j,...j->...", self.kappa, self.products, out=self.moved[..., 0])
 
 
 class _Panel(NamedTuple):
-    """Some queries, times the scale and `base`, their g, and a block for each of their keys.
-
-    kappa is `exponential` of the scores times `base`.
-    """
+    """Some queries times what their scores have to have as a factor, their g, and their blocks."""
 
     problem: Problem
-    V: Array
     rows: slice
     Q: Array
     G: Array
+    D: Array
     blocks: list[_Block]
-    exponential: np.ufunc
-    base: float
+    memory: _Memory
 
     @classmethod
-    def of(
-        cls, problem: Problem, V: Array, gradient: Array, rows: slice, memory: list[Array]
-    ) -> _Panel:
-        n, dtype = rows.stop - rows.start, V.dtype
-        exponential, base = (np.exp, 1.0) if problem.is_biased else fast_exponential(dtype)
-        Q, G = (array[..., :n, :] for array in memory[:2])
-        G[...] = gradient
-        factor = dtype.type(problem.scale * base)
-        np.multiply(problem.query[..., rows, :], factor, out=Q, dtype=dtype, casting="same_kind")
-        blocks = []
-        for i, (queries, keys) in enumerate(problem.tiles(rows, memory[4].shape[-2])):
+    def of(cls, problem: Problem, rows: slice, memory: _Memory) -> _Panel:
+        n, blocks = rows.stop - rows.start, []
+        for i, (queries, keys) in enumerate(problem.tiles(rows, memory.kappa.shape[-1])):
             part, size = slice(queries.start - rows.start, n), keys.stop - keys.start
-            kept = (array[i][..., part, :size] for array in memory[6:])
-            blocks.append(_Block(part, queries, keys, *kept))
-        return cls(problem, V, rows, Q, G, blocks, exponential, base)
+            transposed = (x[i][..., :size] for x in (memory.K_T, memory.V_T))
+            pairs = (x[i][..., part, :size] for x in (memory.kappa, memory.moved))
+            blocks.append(_Block(part, queries, keys, *transposed, *pairs))
+        Q, G, D = (x[..., :n, :] for x in memory[:3])
+        return cls(problem, rows, Q, G, D, blocks, memory)
 
-    def fill(self) -> None:
-        """Compute what the blocks keep, each shifted by the largest score so far."""
-        largest = np.full((*self.Q.shape[:-1], 1), -np.inf, self.Q.dtype)
+    def take_in(self, gradient: Array, base: float, bad: Array | None) -> npt.NDArray[np.bool_]:
+        """Fill Q and G; return (..., n, 1) which rows something that is not finite spoils.
+
+        That is of the row itself, or one of the tokens it attends to; `bad` says which these are.
+        """
+        (Q, G), dtype = (self.Q, self.G), self.Q.dtype
+        factor = dtype.type(self.problem.scale * base)
+        queries = self.problem.query[..., self.rows, :]
+        np.multiply(queries, factor, out=Q, dtype=dtype, casting="same_kind")
+        G[...] = gradient
+        spoilt = np.zeros(self.D.shape, bool)
+        for X in (Q, G):
+            clean, own = _finite(X)
+            if clean is not X:
+                X[...] = clean
+            spoilt |= own
+        if bad is not None:
+            for block in self.blocks:
+                attended = block.kappa
+                attended.fill(1)
+                self.problem.exclude(attended, block.queries, block.keys, to=0.0)
+                spoilt[..., block.part, :] |= attended @ bad[..., block.keys, :] > 0
+        return spoilt
+
+    def weigh(self, spoilt: npt.NDArray[np.bool_]) -> Array:
+        """Fill kappa, NaN where spoilt, and D; return 1/D, 0 where no key is attended."""
+        self.without_shift()
+        u, D = float(np.finfo(self.D.dtype).eps) / 2, self.D
+        if not (D.min(initial=1) >= u and D.max(initial=1) <= 1 / u):
+            self.with_shift()
+            spoilt = spoilt | ~np.isfinite(D)
+        if spoilt.any():
+            np.copyto(D, 1, where=spoilt & (D != 0))
+            self.spoil(spoilt)
+        return np.divide(1, D, out=np.zeros_like(D), where=D != 0)
+
+    def without_shift(self) -> None:
+        """Fill kappa and D from the scores as they are."""
+        self.D.fill(0)
         for block in self.blocks:
-            scores, now = block.kappa, largest[..., block.part, :]
-            K, V = (x[..., block.keys, :] for x in (self.problem.key, self.V))
-            np.matmul(self.Q[..., block.part, :], np.swapaxes(K, -1, -2), out=scores)
+            scores = product(self.Q[..., block.part, :], block.K_T, block.kappa)
+            kernel_of(self.problem, scores, block.queries, block.keys)
+            self.D[..., block.part, :] += self.sums(block.kappa)
+
+    def with_shift(self) -> None:
+        """Shift each block by the largest score so far, then all of them by the largest of all."""
+        exponential, _ = exponential_of(self.problem, self.D.dtype)
+        last, shifts = np.full_like(self.D, -np.inf), []
+        for block in self.blocks:
+            scores = product(self.Q[..., block.part, :], block.K_T, block.kappa)
             self.problem.exclude(scores, block.queries, block.keys)
+            now = last[..., block.part, :]
             np.maximum(now, scores.max(axis=-1, keepdims=True), out=now)
             # While no key is attended there is nothing to shift, and -inf - -inf would be NaN.
-            block.shift[...] = np.where(np.isneginf(now), 0, now)
-            scores -= block.shift
-            self.exponential(scores, out=block.kappa)
-            np.matmul(self.G[..., block.part, :], np.swapaxes(V, -1, -2), out=block.products)
-            block.add_up()
+            shifts.append(np.where(np.isneginf(now), 0, now))
+            scores -= shifts[-1]
+            exponential(scores, out=block.kappa)
+        np.copyto(last, 0, where=np.isneginf(last))
+        self.D.fill(0)
+        for block, shift in zip(self.blocks, shifts, strict=True):
+            # A row without a key so far has kappa 0, and a shift that would make inf of it.
+            factor = exponential(np.minimum(shift - last[..., block.part, :], 0))
+            np.multiply(block.kappa, factor, out=block.kappa)
+            self.D[..., block.part, :] += self.sums(block.kappa)
 
-    def sums(self) -> tuple[Array, Array, list[Array]]:
-        """D, D g.o (..., rows, 1), and what makes kappa of each block exp(score - last shift)."""
-        last = np.zeros((*self.Q.shape[:-1], 1), self.Q.dtype)
+    def spoil(self, rows: npt.NDArray[np.bool_]) -> None:
+        """Make kappa of these rows (..., n, 1) NaN, and 0 where nothing is attended."""
         for block in self.blocks:
-            last[..., block.part, :] = block.shift
-        D, moved, factors = np.zeros_like(last), np.zeros_like(last), []
-        for block in self.blocks:
-            factor = self.exponential(block.shift - last[..., block.part, :])
-            D[..., block.part, :] += factor * block.D
-            moved[..., block.part, :] += factor * block.moved
-            factors.append(factor)
-        return D, moved, factors
-
-    def spoil(self) -> npt.NDArray[np.bool_]:
-        """Make kappa NaN where something attended is not finite; return which rows are good.
-
-        What is not attended has kappa 0, and whatever multiplies kappa is finite.
-        """
-        for block in self.blocks:
-            for array in (block.kappa, block.products):
-                self.problem.exclude(array, block.queries, block.keys, to=0.0)
-            block.add_up()
-        D, moved, _ = self.sums()
-        good = np.isfinite(D) & np.isfinite(moved)
-        for block in self.blocks:
-            bad = ~good[..., block.part, :]
-            for array in (block.products, block.shift):
-                np.copyto(array, 0, where=bad)
-            np.copyto(block.kappa, np.nan, where=bad)
+            np.copyto(block.kappa, np.nan, where=rows[..., block.part, :])
             self.problem.exclude(block.kappa, block.queries, block.keys, to=0.0)
-        return good
 
-    def add(self, K: Array, to: AttentionGradients, memory: list[Array]) -> None:
-        """Add what the panel contributes; K are its keys, without what is not finite."""
-        D, moved, factors = self.sums()
-        if not np.isfinite(moved).all():
-            good = self.spoil()
-            D, moved, factors = self.sums()
-            D, moved = np.where(good, D, 1), np.where(good, moved, 0)
-        for array in (self.Q, self.G):  # it counts by its kappa, and 0 times it is 0
-            np.copyto(array, 0, where=~np.isfinite(array))
-        attends = D != 0
-        mean = np.divide(moved, D, out=np.zeros_like(D), where=attends)
-        by_query, scale = to.query[..., self.rows, :], self.problem.scale
-        for (part, _, keys, kappa, e, *_), factor in zip(self.blocks, factors, strict=True):
-            to_p = np.divide(factor, D[..., part, :], out=factor, where=attends[..., part, :])
-            e -= mean[..., part, :]
-            e *= kappa
-            of_q, of_g = (array[..., : factor.shape[-2], :] for array in memory[:2])
-            of_k, of_v = (array[..., : keys.stop - keys.start, :] for array in memory[2:])
-            np.matmul(e, K[..., keys, :], out=of_q)
-            by_query[..., part, :] += np.multiply(of_q, to_p * e.dtype.type(scale), out=of_q)
-            np.multiply(self.Q[..., part, :], to_p / e.dtype.type(self.base), out=of_q)
-            np.multiply(self.G[..., part, :], to_p, out=of_g)
-            to.key[..., keys, :] += np.matmul(np.swapaxes(e, -1, -2), of_q, out=of_k)
-            to.value[..., keys, :] += np.matmul(np.swapaxes(kappa, -1, -2), of_g, out=of_v)
-        np.copyto(by_query, np.nan, where=~attends)
+    def sums(self, X: Array) -> Array:
+        """Of each row of a block, as a product with ones: several times faster than a sum."""
+        return X @ self.memory.ones[: X.shape[-1]]
 
-
-def _without_bad(x: Array) -> Array:
-    finite = np.isfinite(x)
-    return x if finite.all() else np.where(finite, x, x.dtype.type(0))
+    def add(self, inverse: Array, to: AttentionGradients) -> None:
+        """Add what the panel contributes, up to the factors that are the same for all panels."""
+        np.multiply(self.G, inverse, out=self.G)
+        mean = np.zeros_like(self.D)
+        for block in self.blocks:
+            g = self.G[..., block.part, :]
+            product(g, block.V_T, block.moved)
+            np.multiply(block.moved, block.kappa, out=block.moved)
+            mean[..., block.part, :] += self.sums(block.moved)
+            of_v = self.memory.of_v[..., : block.moved.shape[-1], :]
+            to.value[..., block.keys, :] += product(np.swapaxes(block.kappa, -1, -2), g, of_v)
+        mean *= inverse
+        finite = np.isfinite(mean)
+        if not finite.all():
+            np.copyto(mean, 0, where=~finite)
+            self.spoil(~finite)
+        by_query = to.query[..., self.rows, :]
+        for block in self.blocks:
+            n, width = block.moved.shape[-2:]
+            e = self.memory.e[..., :n, :width]
+            np.multiply(block.kappa, mean[..., block.part, :], out=e)
+            np.subtract(block.moved, e, out=e)
+            K, Q = self.problem.key[..., block.keys, :], self.Q[..., block.part, :]
+            of_q, of_k = self.memory.of_q[..., :n, :], self.memory.of_k[..., :width, :]
+            by_query[..., block.part, :] += product(e, K, of_q)
+            to.key[..., block.keys, :] += product(np.swapaxes(e, -1, -2), Q, of_k)
+        np.copyto(by_query, np.nan, where=inverse == 0)

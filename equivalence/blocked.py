@@ -3,9 +3,9 @@
 The weights of query q are kappa_j = exp(scale q.k_j - c), whose constant c cancels in
 o = sum_j kappa_j v_j / sum_j kappa_j. There are two ways to choose it:
 
-- c = 0, where bounds of |scale q.k_j| and of the values say that no number can leave the range of
-  the normal floats: `_Range`. No maximum is sought and nothing is subtracted.
-- c the largest score so far, everywhere else: what was summed before it grew is multiplied by exp
+- c = 0: no maximum is sought and nothing is subtracted. That it went well is seen afterwards, from
+  D = sum_j kappa_j and the output: `_without_shift` says when.
+- c the largest score so far, where it did not: what was summed before it grew is multiplied by exp
   of the difference (Milakov & Gimelshein 2018, arXiv 1805.02867).
 """
 
@@ -13,18 +13,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from equivalence._arrays import Array
+from equivalence.products import columns, product, views_of_columns
 from equivalence.scores import Problem
 from equivalence.tiling import Index, Tiles, in_threads, scratch, tasks
 
 # Heads with no more queries and keys than this are not worth the choice.
 _SMALL = 128
+# With fewer queries than this, a copy of the keys' transpose costs more than it gains.
+_MANY = 256
 
 
 def evaluate(
@@ -36,7 +39,7 @@ def evaluate(
         output.fill(np.nan)
         return
     small = tiles is None and max(n_q, n_k) <= _SMALL
-    tiles = tiles or Tiles.of(n_q, n_k, max(d, c))
+    tiles = tiles or Tiles.of(n_q, n_k, max(d, c), causal=problem.causal)
 
     def work(task: tuple[Index, Sequence[int]]) -> None:
         index, starts = task
@@ -104,8 +107,9 @@ def mean_of_attended(p: Array, V: Array, attended: npt.NDArray[np.bool_] | None)
 
 
 class _Memory(NamedTuple):
-    """For one block: scaled queries, scores, part of the numerators, D and part of it, and ones."""
+    """The keys' columns, and for one block: scaled queries, scores, parts of sums, D, and ones."""
 
+    K_T: Sequence[Array]
     Q: Array
     scores: Array
     part: Array
@@ -117,22 +121,25 @@ class _Memory(NamedTuple):
 def _by_tiles(
     problem: Problem, V: Array, output: Array, tiles: Tiles, starts: Sequence[int]
 ) -> None:
-    dtype, (n_q, d), c = output.dtype, problem.query.shape[-2:], V.shape[-1]
-    problem = problem._replace(key=for_products(problem.key, dtype))
+    dtype, (n_q, d), (n_k, c) = output.dtype, problem.query.shape[-2:], V.shape[-2:]
     V = for_products(V, dtype)
-    shapes = [(tiles.queries, width) for width in (d, max(tiles.keys, c), c, 1, 1)]
-    with scratch(dtype, *((*problem.batch, *shape) for shape in shapes), (tiles.keys, 1)) as arrays:
-        memory = _Memory(*arrays)
+    n_copied = -(-n_k // tiles.keys) if n_q >= _MANY else 0
+    copies = n_copied, *problem.batch, d, tiles.keys
+    widths = d, tiles.keys, c, 1, 1
+    shapes = [(*problem.batch, tiles.queries, width) for width in widths]
+    with scratch(dtype, copies, *shapes, (tiles.keys, 1)) as (copied, *arrays):
+        if n_copied:
+            K_T = columns(problem.key, tiles.keys, copied)
+        else:
+            K_T = views_of_columns(for_products(problem.key, dtype), tiles.keys)
+        memory = _Memory(K_T, *arrays)
         memory.ones.fill(1)
-        safe, general = _SafeRange.of(problem, V, memory.scores.reshape(-1)), None
+        values = _Values(V)
         for start in starts:
             rows = slice(start, min(start + tiles.queries, n_q))
-            if safe.holds(problem.query[..., rows, :]):
-                _without_shift(_Rows(problem, V, rows, output[..., rows, :], memory))
-            else:
-                general = general or _AnyValues.of(V)
-                block = _Rows(problem, general.V, rows, output[..., rows, :], memory)
-                _with_running_maximum(block, general)
+            block = _Rows(problem, V, rows, output[..., rows, :], memory)
+            if not _without_shift(block, values):
+                _with_running_maximum(block._replace(V=values.in_range.V), values.in_range)
 
 
 class _Rows(NamedTuple):
@@ -155,38 +162,62 @@ class _Rows(NamedTuple):
         queries, dtype = self.problem.query[..., self.rows, :], Q.dtype
         np.multiply(queries, dtype.type(scale), out=Q, dtype=dtype, casting="same_kind")
         for seen, keys in self.problem.tiles(self.rows, len(self.memory.ones)):
-            part = slice(seen.start - self.rows.start, None)
-            K_T = np.swapaxes(self.problem.key[..., keys, :], -1, -2)
-            shape = seen.stop - seen.start, keys.stop - keys.start
-            scores = self.memory.scores[..., : shape[0], : shape[1]]
-            yield part, seen, keys, np.matmul(Q[..., part, :], K_T, out=scores)
+            part, width = slice(seen.start - self.rows.start, None), keys.stop - keys.start
+            scores = self.memory.scores[..., : seen.stop - seen.start, :width]
+            K_T = self.memory.K_T[keys.start // len(self.memory.ones)][..., :width]
+            yield part, seen, keys, product(Q[..., part, :], K_T, scores)
 
     def add(self, kappa: Array, part: slice, keys: slice) -> None:
         """Add the terms of these keys to the sums; the first keys concern all rows."""
         V, ones = self.V[..., keys, :], self.memory.ones[: keys.stop - keys.start]
         if keys.start == 0:
-            np.matmul(kappa, V, out=self.total)
+            product(kappa, V, self.total)
             np.matmul(kappa, ones, out=self.D)
             return
-        for factor, memory, total in (
-            (V, self.memory.part, self.total),
-            (ones, self.memory.part_of_D, self.D),
-        ):
-            total = total[..., part, :]
-            total += np.matmul(kappa, factor, out=memory[..., : total.shape[-2], :])
+        total, D = self.total[..., part, :], self.D[..., part, :]
+        n = total.shape[-2]
+        total += product(kappa, V, self.memory.part[..., :n, :])
+        D += np.matmul(kappa, ones, out=self.memory.part_of_D[..., :n, :])
 
 
-def _without_shift(block: _Rows) -> None:
-    problem, total = block.problem, block.total
-    exponential, factor = fast_exponential(total.dtype)
-    for part, seen, keys, kappa in block.tiles(problem.scale * factor):
-        exponential(kappa, out=kappa)
-        problem.exclude(kappa, seen, keys, to=0.0)
-        block.add(kappa, part, keys)
-    total /= block.D
+def exponential_of(problem: Problem, dtype: np.dtype[Any]) -> tuple[np.ufunc, float]:
+    """The exponential for the scores, and the factor that they have to have for it."""
+    return (np.exp, 1.0) if problem.is_biased else fast_exponential(dtype)
 
 
-def _with_running_maximum(block: _Rows, values: _AnyValues) -> None:
+def kernel_of(problem: Problem, scores: Array, queries: slice, keys: slice) -> Array:
+    """Turn scores times that factor into kappa without a shift, in place; 0 if not attended."""
+    exponential, _ = exponential_of(problem, scores.dtype)
+    if problem.is_biased:
+        problem.exclude(scores, queries, keys)
+        exponential(scores, out=scores)
+        return scores
+    # After it: the exponential of -inf takes ten times as long.
+    exponential(scores, out=scores)
+    problem.exclude(scores, queries, keys, to=0.0)
+    return scores
+
+
+def _without_shift(block: _Rows, values: _Values) -> bool:
+    """Whether all went well; if not, the output is to be computed in the other way.
+
+    Nothing has overflowed if D and the output are finite, as inf stays inf, or becomes NaN, in sums
+    and quotients. And nothing has been lost to underflow that the budget does not have if D is at
+    least `values.least_D`.
+    """
+    problem, total, D = block.problem, block.total, block.D
+    _, base = exponential_of(problem, total.dtype)
+    for part, seen, keys, scores in block.tiles(problem.scale * base):
+        block.add(kernel_of(problem, scores, seen, keys), part, keys)
+        if keys.start == 0 and not D.max() < np.inf:
+            return False
+    total /= D
+    least, largest = D.min(), D.max()
+    in_range = largest < np.inf and (least >= 1 or least >= values.least_D)
+    return bool(in_range and np.isfinite(total).all())
+
+
+def _with_running_maximum(block: _Rows, values: _InRange) -> None:
     problem, total, D = block.problem, block.total, block.D
     largest = np.full_like(D, -np.inf)
     bad, poisoned = values.bad, np.zeros_like(total if values.bad is not None else D)
@@ -213,8 +244,34 @@ def _with_running_maximum(block: _Rows, values: _AnyValues) -> None:
         np.copyto(total, np.nan, where=poisoned > 0)
 
 
-class _AnyValues(NamedTuple):
-    """Values that need care: V without what is not finite, times a power of two in each column."""
+class _Values:
+    """What is to be known of values V (..., n_k, c), if it is to be known."""
+
+    def __init__(self, V: Array) -> None:
+        self.V = V
+
+    @cached_property
+    def least_D(self) -> float:
+        """How small D may be without a shift.
+
+        A kappa below the normal numbers loses at most the smallest of them, `tiny`, and so does
+        kappa v where D is at least u, the unit roundoff, in the quotient by D: half the spacing
+        of the subnormal numbers is u tiny. The first costs the output tiny/u sum_j |v_j|,
+        which the budget has; the second n tiny, which is no more if sum_j |v_j| is n u or more.
+        With a shift D is at least 1.
+        """
+        u = float(np.finfo(self.V.dtype).eps) / 2
+        n = self.V.shape[-2]
+        size = np.ones((1, n), self.V.dtype) @ abs(self.V)
+        return u if ((size >= n * u) | (size == 0)).all() else 1.0
+
+    @cached_property
+    def in_range(self) -> _InRange:
+        return _InRange.of(self.V)
+
+
+class _InRange(NamedTuple):
+    """V without what is not finite, times a power of two in each column."""
 
     V: Array
     factor: Array
@@ -222,7 +279,7 @@ class _AnyValues(NamedTuple):
     """1 where a value is not finite, if there is one."""
 
     @classmethod
-    def of(cls, V: Array) -> _AnyValues:
+    def of(cls, V: Array) -> _InRange:
         finite = np.isfinite(V)
         bad = None if finite.all() else np.logical_not(finite).astype(V.dtype)
         V = V if bad is None else np.where(finite, V, V.dtype.type(0))
@@ -231,60 +288,3 @@ class _AnyValues(NamedTuple):
         size = np.maximum(V.max(axis=-2, keepdims=True), -V.min(axis=-2, keepdims=True))
         factor = np.where(size > shrunk * np.finfo(V.dtype).max, V.dtype.type(shrunk), 1)
         return cls(V * factor if (factor < 1).any() else V, factor, bad)
-
-
-class _SafeRange(NamedTuple):
-    """How large |scale q.k| may be so that all that is computed without a shift is a normal float.
-
-    If |scale q.k_j| <= B for every key, then e^-B <= kappa_j <= e^B. So D, the numerators and all
-    that is summed on the way are at most n_k e^B max(1, max |v|), and what is multiplied, kappa_j
-    and kappa_j v_j != 0, is at least e^-B min(1, min |v|), v != 0. By Cauchy-Schwarz
-    B = |scale| |q| max_j |k_j| will do.
-    """
-
-    reach: float
-    slope: float
-    """|scale| max_j |k_j|: B for |q| = 1."""
-
-    @classmethod
-    def of(cls, problem: Problem, V: Array, memory: Array) -> _SafeRange:
-        """The range for the keys and values of the problem."""
-        (n_k, d), info = problem.key.shape[-2:], np.finfo(V.dtype)
-        # What norms, scores, exponentials and sums may err by, relatively: a few times
-        # gamma_(d+n_k) (Higham 2002, sec. 3.1), itself less than (d + n_k) eps.
-        rounding = 4 * (d + n_k + 16) * float(info.eps)
-        if problem.is_biased or rounding > 0.25:
-            return cls(-math.inf, math.nan)
-        largest, smallest = _extremes(V, memory)
-        above = math.log(info.max) - np.log(n_k * np.maximum(1.0, largest))
-        below = np.log(min(1.0, smallest)) - math.log(info.tiny)
-        slope = abs(problem.scale) * _largest_norm(problem.key)
-        return cls(float(np.minimum(above, below)) - rounding, slope * (1 + rounding))
-
-    def holds(self, Q: Array) -> bool:
-        """Whether the scores of these queries are in the range; False if anything is NaN."""
-        return _largest_norm(Q) * self.slope <= self.reach
-
-
-def _largest_norm(X: Array) -> float:
-    """max |x|, or more where squares are below the normal floats."""
-    dtype = np.result_type(X, np.float32)
-    squares = np.einsum("...i,...i->...", X, X, dtype=dtype)
-    return math.sqrt(float(squares.max()) + X.shape[-1] * float(np.finfo(dtype).tiny))
-
-
-def _extremes(V: Array, memory: Array) -> tuple[float, float]:
-    """The largest and the smallest |v|, of those that are not 0; the largest may be NaN."""
-    n_k, integer = V.shape[-2], np.dtype(f"u{V.itemsize}")
-    largest, least = V.dtype.type(0), np.array(np.iinfo(integer).max, integer)
-    step = max(1, memory.size // (V.size // n_k))
-    for start in range(0, n_k, step):
-        part = V[..., start : start + step, :]
-        size = np.abs(part, out=memory[: part.size].reshape(part.shape))
-        largest = np.maximum(largest, size.max())
-        # Positive floats are ordered like the integers of the same bits, and 0 - 1 is the largest.
-        bits = size.view(integer)
-        bits -= 1
-        least = np.minimum(least, bits.min())
-    smallest = (least + integer.type(1)).view(V.dtype)
-    return float(largest), float(smallest)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -14,12 +15,14 @@ import numpy.typing as npt
 
 from equivalence._arrays import Array
 
-# So many scores are worked on at a time: 1 MiB of float64, a typical L2 cache.
-_ENTRIES = 1 << 17
-# With fewer keys a matrix product does not run at full speed.
-_KEYS = 256
+# So many scores are worked on at a time, 1 MiB of float32, a typical L2 cache, and of so many keys:
+# sums over fewer are added up more often.
+_ENTRIES, _KEYS = 1 << 18, 512
+# The fewer keys at a time, the less is computed above a causal mask's diagonal.
+_CAUSAL_ENTRIES, _CAUSAL_KEYS = 1 << 17, 128
 # What a thread keeps for its next call. Fresh pages cost more than attention does at n = 512.
 _KEPT_BYTES = 1 << 23
+_LINE = 64
 
 _Task = TypeVar("_Task")
 Index = tuple[int | slice, ...]
@@ -34,11 +37,12 @@ class Tiles(NamedTuple):
     keys: int
 
     @classmethod
-    def of(cls, n_q: int, n_k: int, width: int) -> Tiles:
+    def of(cls, n_q: int, n_k: int, width: int, *, causal: bool) -> Tiles:
         """The sizes for n_q queries and n_k keys, where no token has more than `width` entries."""
-        queries = max(1, min(n_q, _ENTRIES // max(min(n_k, _KEYS), width)))
-        keys = max(1, min(n_k, _ENTRIES // queries))
-        return cls(max(1, _ENTRIES // (queries * max(keys, width))), queries, keys)
+        entries, most = (_CAUSAL_ENTRIES, _CAUSAL_KEYS) if causal else (_ENTRIES, _KEYS)
+        queries = max(1, min(n_q, entries // max(min(n_k, most), width)))
+        keys = max(1, min(n_k, most if causal else entries // queries))
+        return cls(max(1, entries // (queries * max(keys, width))), queries, keys)
 
 
 def tasks(
@@ -81,17 +85,15 @@ _spare = threading.local()
 
 @contextmanager
 def scratch(dtype: np.dtype[Any], *shapes: tuple[int, ...]) -> Iterator[list[Array]]:
-    """Arrays of these shapes, in memory that the thread keeps for the next time."""
-    sizes = [-(-math.prod(shape) * dtype.itemsize // 64) * 64 for shape in shapes]
+    """Arrays of these shapes, each from a cache line's start, in memory that the thread keeps."""
+    sizes = [-(-math.prod(shape) * dtype.itemsize // _LINE) * _LINE for shape in shapes]
     memory: npt.NDArray[np.uint8] | None = _spare.__dict__.pop("memory", None)
-    if memory is None or memory.size < sum(sizes):
-        memory = np.empty(sum(sizes), np.uint8)
-    arrays, at = [], 0
-    for shape, size in zip(shapes, sizes, strict=True):
-        arrays.append(
-            memory[at : at + math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
-        )
-        at += size
+    if memory is None or memory.size < sum(sizes) + _LINE:
+        memory = np.empty(sum(sizes) + _LINE, np.uint8)
+    starts = accumulate(sizes, initial=-memory.ctypes.data % _LINE)
+    arrays = [
+        np.ndarray(shape, dtype, memory.data, at) for shape, at in zip(shapes, starts, strict=False)
+    ]
     try:
         yield arrays
     finally:

@@ -19,13 +19,14 @@ from equivalence.verify.gradient_budgets import backward_budgets
 
 Array = np.ndarray[Any, Any]
 S = 0.5
+BLOCKS = ("_KEYS", 12), ("_CAUSAL_KEYS", 7), ("_MOST_ROWS", 8), ("_FEWEST_ROWS", 8)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def small_blocks() -> Any:
     """Blocks small enough that the problems here have several."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, size in (("_KEYS", 12), ("_MOST_ROWS", 8), ("_FEWEST_ROWS", 8)):
+        for name, size in BLOCKS:
             patch.setattr(backward, name, size)
         yield
 

@@ -28,15 +28,15 @@ FAR = {"float64": 14.0, "float32": 4.0}
 
 @pytest.fixture
 def ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Which way each block of queries was evaluated."""
+    """Which ways were tried, block by block of the queries."""
     taken: list[str] = []
 
     def spied(name: str) -> None:
         function = getattr(blocked, name)
 
-        def spy(*arguments: Any) -> None:
+        def spy(*arguments: Any) -> Any:
             taken.append(name)
-            function(*arguments)
+            return function(*arguments)
 
         monkeypatch.setattr(blocked, name, spy)
 
@@ -157,21 +157,53 @@ def test_at_the_edge_of_the_range_both_ways_hold(
 ) -> None:
     """Scores that all are t, from far inside to far outside of what exp can take."""
     n, info = 300, np.finfo(dtype)
+    u = float(info.eps) / 2
     _, K, V = problem(1, 1, n, d=2, dtype=dtype)
     K[:] = [sign, 0.0]
     unit = V.dtype.type(2.0**exponent)
-    V *= unit
-    top, small = abs(V.astype(float)).max(), abs(V.astype(float)).min()
-    reach = min(math.log(info.max) - math.log(n * max(1, top)), math.log(min(1, small) / info.tiny))
-    # Norms and sums may be rounded: within this of the edge either way may be taken.
+    V = abs(V) * unit
+    size = abs(V.astype(float)).sum(axis=0)
+    least = u if size.min() >= n * u else 1.0
+    reach = math.log(info.max) - math.log(max(n, size.max())) if sign > 0 else math.log(n / least)
+    # Scores and sums may be rounded: within this of the edge either way may be taken.
     margin = 8 * n * float(info.eps) * (1 + reach)
     for t in (0.5 * reach, reach - margin, reach + margin, reach + 2, 2 * reach):
         ways.clear()
         Q = np.array([[t, 0.0]] * 3, dtype)
         output = evaluated(Q, K, V, (1, 2, 100), scale=1.0)
         require(output / unit, Q, K, V / unit, scale=1.0)
-        taken = "_without_shift" if t < reach else "_with_running_maximum"
-        assert ways == [taken, taken]
+        tried = ["_without_shift"] + ["_with_running_maximum"] * (t > reach)
+        assert ways == 2 * tried
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_what_overflows_at_the_first_keys_is_not_gone_on_with(
+    monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    _, K, V = problem(9, 5, 90, d=1, dtype=dtype)
+    Q, K[0] = np.ones((5, 1), dtype), 1.1 * math.log(np.finfo(dtype).max)
+    added: list[int] = []
+    add = blocked._Rows.add
+
+    def spy(block: Any, kappa: Array, part: slice, keys: slice) -> None:
+        added.append(keys.start)
+        add(block, kappa, part, keys)
+
+    monkeypatch.setattr(blocked._Rows, "add", spy)
+    require(evaluated(Q, K, V, (1, 5, 30), scale=1.0), Q, K, V, scale=1.0)
+    assert added == [0, 0, 30, 60]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_kernel_values_that_underflow_beside_a_small_sum_are_in_the_budget(
+    ways: list[str], dtype: str
+) -> None:
+    """D is little more than u, and keys below the range have the largest values."""
+    lowest, u = math.log(np.finfo(dtype).tiny), unit_roundoff(dtype)
+    K = np.array([[math.log(4 * u)], [math.log(u)], [lowest - 2], [lowest - 9]], dtype)
+    Q, V = np.ones((2, 1), dtype), np.array([[1.0], [-4.0], [3.0], [9.0]], dtype)
+    require(evaluated(Q, K, V, (1, 2, 4), scale=1.0), Q, K, V, scale=1.0)
+    assert ways == ["_without_shift"]
 
 
 def test_a_value_of_zero_needs_no_shift(ways: list[str]) -> None:
@@ -192,7 +224,7 @@ def test_each_block_of_queries_goes_its_own_way(ways: list[str]) -> None:
     Q, K, V = problem(2, 6, 40, dtype="float32")
     Q[2:4] *= 100
     require(evaluated(Q, K, V, (1, 2, 20)), Q, K, V)
-    assert ways == ["_without_shift", "_with_running_maximum", "_without_shift"]
+    assert ways == ["_without_shift", "_without_shift", "_with_running_maximum", "_without_shift"]
 
 
 @pytest.mark.parametrize(
@@ -254,7 +286,7 @@ def test_threads_give_the_same_bits(batch: tuple[int, ...], causal: bool) -> Non
         assert np.array_equal(attention(Q, K, V, causal=causal, n_threads=n_threads), alone)
 
 
-@pytest.mark.parametrize(("batch", "n"), [((), 700), ((50,), 60)])
+@pytest.mark.parametrize(("batch", "n"), [((), 700), ((130,), 60)])
 def test_threads_work_at_the_same_time(
     monkeypatch: pytest.MonkeyPatch, batch: tuple[int, ...], n: int
 ) -> None:
@@ -284,9 +316,10 @@ def test_memory_beyond_the_result_is_that_of_a_block(
     thread.join()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    # A block of scores, and as much for scaled queries, sums and masks.
-    block = 1024 * 1024 // 8 * 8
-    assert block < peak - V.nbytes < options.get("n_threads", 1) * 2 * block + block // 4
+    # A block of scores, as much for scaled queries, sums and masks, and the keys transposed.
+    block = 512 * 512 * 8
+    one = 2 * block + K.nbytes
+    assert block // 2 < peak - V.nbytes < options.get("n_threads", 1) * one + block // 4
 
 
 def test_the_fast_exponential_is_as_good_as_the_budget_has_it() -> None:

@@ -314,9 +314,9 @@ def _beside(D_error: Array, error: Array) -> Array:
 
 
 def _underflow(V: Array, u: float) -> Array:
-    """A kappa below the smallest normal number loses all of it, while D is at least 1."""
+    """A kappa below the smallest normal number loses all of it, while D is at least u."""
     tiny = np.finfo(np.float32 if u > 2.0**-53 else np.float64).tiny
-    lost: Array = float(tiny) * _f64(abs(V)).sum(axis=-2)
+    lost: Array = float(tiny) / u * _f64(abs(V)).sum(axis=-2)
     return lost
 
 

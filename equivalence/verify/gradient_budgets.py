@@ -54,18 +54,22 @@ def backward_budgets(
     """The errors of s e k, s e^T q and p^T g, e_ij = p_ij (g_i.v_j - g_i.o_i), summed in any order.
 
     p_ij is that of attention, and carries the factor between two shifts: an exponential (8 u), two
-    products and a quotient. g.v is a dot product, g.o = sum_j p_ij g.v_j a sum of n of them.
+    products and a quotient. g.v, of g divided by D, is a dot product, g.o = sum_j p_ij g.v_j a sum
+    of n of them, and each is multiplied by p_ij before they are subtracted. D is between u and 1/u:
+    a weight loses tiny/u where kappa is below the normal numbers, and g, in the product with kappa,
+    tiny where g / D is.
     """
     n_q, n = len(Q), len(K)
     p_budget = weights_budget(Q, K, scale, u, bias)
     G, Q, K, V = (x.astype(np.float64) for x in (G, Q, K, V))
     p = _weights(scale * Q @ K.T + (0 if bias is None else bias))
-    p_error = p_budget.bound + gamma(12, u) * p
+    tiny = float(np.finfo(np.float32 if u > 2.0**-53 else np.float64).tiny)
+    p_error = p_budget.bound + gamma(12, u) * p + tiny / u
     product, size = G @ V.T, abs(G) @ abs(V).T
-    product_error = gamma(V.shape[-1], u) * size
+    product_error = gamma(V.shape[-1] + 4, u) * size + tiny * (abs(V) + 1).sum(axis=-1)
     mean = (p * product).sum(axis=-1, keepdims=True)
     mean_error = (
-        p_error * (abs(product) + product_error) + p * product_error + gamma(n, u) * p * size
+        p_error * (abs(product) + product_error) + p * product_error + gamma(n + 4, u) * p * size
     ).sum(axis=-1, keepdims=True)
     distance, off = abs(product - mean), product_error + mean_error
     e = p * distance
@@ -74,7 +78,7 @@ def backward_budgets(
     more = gamma(n + 6, u), gamma(n_q + 6, u)
     by_query = (e_error + more[0] * (e + e_error)) @ abs(K)
     by_key = (e_error + more[1] * (e + e_error)).T @ abs(Q)
-    by_value = (p_error + more[1] * (p + p_error)).T @ abs(G)
+    by_value = (p_error + more[1] * (p + p_error)).T @ abs(G) + tiny * p.sum(axis=0)[:, None]
     return JacobianBudgets(
         query=Budget(abs(scale) * by_query, because, u),
         key=Budget(abs(scale) * by_key, because, u),

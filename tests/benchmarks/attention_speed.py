@@ -71,15 +71,17 @@ def _parts(Q: Any, K: Any, V: Any) -> Callable[[], Any]:
     import numpy as np
 
     from equivalence.blocked import fast_exponential
+    from equivalence.products import product
 
     exponential, _ = fast_exponential(Q.dtype)
-    scores = Q @ K.T / math.sqrt(Q.shape[-1])
+    K_T = np.ascontiguousarray(K.T)
+    scores = Q @ K_T / math.sqrt(Q.shape[-1])
     products, P, output = np.empty_like(scores), np.empty_like(scores), np.empty_like(Q)
 
     def call() -> None:
-        np.matmul(Q, K.T, out=products)
+        product(Q, K_T, products)
         exponential(scores, out=P)
-        np.matmul(P, V, out=output)
+        product(P, V, output)
 
     return call
 
