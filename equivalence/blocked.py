@@ -24,10 +24,10 @@ from equivalence.products import columns, product, views_of_columns
 from equivalence.scores import Problem
 from equivalence.tiling import Index, Tiles, in_threads, scratch, tasks
 
-# Heads with no more queries and keys than this are not worth the choice.
-_SMALL = 128
+# So few scores are not worth the choice.
+_SMALL = 1 << 13
 # With fewer queries than this, a copy of the keys' transpose costs more than it gains.
-_MANY = 256
+_MANY = 64
 
 
 def evaluate(
@@ -38,7 +38,7 @@ def evaluate(
     if n_k == 0 or output.size == 0:
         output.fill(np.nan)
         return
-    small = tiles is None and max(n_q, n_k) <= _SMALL
+    small = tiles is None and math.prod(problem.batch) * n_q * n_k <= _SMALL
     tiles = tiles or Tiles.of(n_q, n_k, max(d, c), causal=problem.causal)
 
     def work(task: tuple[Index, Sequence[int]]) -> None:

@@ -32,6 +32,10 @@ from equivalence._arrays import (
 )
 from equivalence.blocked import mean_of_attended
 from equivalence.features.base import Features, range_of, require_one_scale
+from equivalence.products import product
+
+# Sums over so many tokens at a time are products that can be cut.
+_TOKENS = 384
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +125,7 @@ class AttentionState:
         with np.errstate(all="ignore"):
             # A token's scale multiplies its c values rather than its m features.
             factor = np.exp(keys.log_scale - _finite(largest)[..., None])
-            S = np.swapaxes(V * factor[..., None], -1, -2) @ keys.features
+            S = np.swapaxes(_sum_of_products(keys.features, V * factor[..., None]), -1, -2)
             n = (factor[..., None, :] @ keys.features)[..., 0, :]
         return cls(S, n, largest, least)
 
@@ -168,7 +172,10 @@ class AttentionState:
         phi_q = _checked("query_features", query_features, self.S.shape[-1]).features
         broadcast_axes("query_features", self.S.shape[:-2], phi_q.shape[:-2])
         with np.errstate(all="ignore"):
-            numerator = phi_q @ np.swapaxes(self.S, -1, -2)
+            S_T = np.swapaxes(self.S, -1, -2)
+            batch = np.broadcast_shapes(S_T.shape[:-2], phi_q.shape[:-2])
+            shape = (*batch, phi_q.shape[-2], S_T.shape[-1])
+            numerator = product(phi_q, S_T, np.empty(shape, np.result_type(phi_q, S_T)))
             output: Array = np.divide(numerator, phi_q @ self.n[..., None], out=numerator)
         return output
 
@@ -335,6 +342,17 @@ def _largest_so_far(before: Array, log_scale: Array, chunk_size: int) -> Array:
     both = [np.broadcast_to(x, (*batch, x.shape[-1])) for x in (before[..., None], tops)]
     largest: Array = np.maximum.accumulate(np.concatenate(both, axis=-1), axis=-1)
     return largest
+
+
+def _sum_of_products(Phi: Array, Y: Array) -> Array:
+    """sum_j phi_j y_j^T (..., m, c) for features (..., n, m) and (..., n, c)."""
+    batch = np.broadcast_shapes(Phi.shape[:-2], Y.shape[:-2])
+    total = np.zeros((*batch, Phi.shape[-1], Y.shape[-1]), np.result_type(Phi, Y))
+    part = np.empty_like(total)
+    for start in range(0, Phi.shape[-2], _TOKENS):
+        rows = np.s_[..., start : start + _TOKENS, :]
+        total += product(np.swapaxes(Phi[rows], -1, -2), Y[rows], part)
+    return total
 
 
 def _homogeneous(V: Array, factor: Array) -> Array:

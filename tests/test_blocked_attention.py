@@ -290,8 +290,7 @@ def test_threads_give_the_same_bits(batch: tuple[int, ...], causal: bool) -> Non
 def test_threads_work_at_the_same_time(
     monkeypatch: pytest.MonkeyPatch, batch: tuple[int, ...], n: int
 ) -> None:
-    name = "_by_tiles" if n > 128 else "_whole"
-    function, together = getattr(blocked, name), threading.Barrier(2)
+    function, together = blocked._by_tiles, threading.Barrier(2)
 
     def meeting(*arguments: Any) -> None:
         together.wait(timeout=10)
@@ -299,7 +298,7 @@ def test_threads_work_at_the_same_time(
 
     x = np.ones((*batch, n, 64))
     alone = attention(x, x, x)
-    monkeypatch.setattr(blocked, name, meeting)
+    monkeypatch.setattr(blocked, "_by_tiles", meeting)
     assert np.array_equal(attention(x, x, x, n_threads=2), alone)
 
 

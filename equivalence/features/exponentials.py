@@ -6,6 +6,7 @@ import numpy as np
 
 from equivalence._arrays import Array
 from equivalence.blocked import fast_exponential
+from equivalence.products import product
 
 
 def exponentials(X: Array, W: Array, tilt: Array | None = None) -> tuple[Array, Array]:
@@ -21,23 +22,23 @@ def exponentials(X: Array, W: Array, tilt: Array | None = None) -> tuple[Array, 
     """
     exponential, base = fast_exponential(X.dtype)
     factor = X.dtype.type(base)
-    W, tilt = W * factor, None if tilt is None else tilt * factor
-    E = _exponents(X, W, tilt)
+    W_T, tilt = np.multiply(W.T, factor, order="C"), None if tilt is None else tilt * factor
+    E = _exponents(X, W_T, tilt)
     exponential(E, out=E)
     # A product with ones is several times faster than a sum, or a maximum, of each row.
     total = E @ np.ones(len(W), E.dtype)
     shift = np.zeros_like(total)
     beyond = ~((total >= 1) & (total <= np.finfo(E.dtype).max ** 0.25))
     if beyond.any():
-        again = _exponents(X[beyond], W, tilt)
+        again = _exponents(X[beyond], W_T, tilt)
         shift[beyond] = largest = again.max(axis=-1)
         E[beyond] = exponential(np.subtract(again, largest[:, None], out=again), out=again)
         shift /= factor
     return E, shift
 
 
-def _exponents(X: Array, W: Array, tilt: Array | None) -> Array:
-    exponents: Array = X @ W.T
+def _exponents(X: Array, W_T: Array, tilt: Array | None) -> Array:
+    exponents = product(X, W_T, np.empty((*X.shape[:-1], W_T.shape[1]), X.dtype))
     if tilt is not None:
         exponents += tilt
     return exponents
