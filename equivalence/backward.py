@@ -274,7 +274,6 @@ class _Panel(NamedTuple):
             shifts.append(np.where(np.isneginf(now), 0, now))
             scores -= shifts[-1]
             exponential(scores, out=block.kappa)
-        np.copyto(last, 0, where=np.isneginf(last))
         self.D.fill(0)
         for block, shift in zip(self.blocks, shifts, strict=True):
             # A row without a key so far has kappa 0, and a shift that would make inf of it.
@@ -303,11 +302,15 @@ class _Panel(NamedTuple):
             mean[..., block.part, :] += self.sums(block.moved)
             of_v = self.memory.of_v[..., : block.moved.shape[-1], :]
             to.value[..., block.keys, :] += product(np.swapaxes(block.kappa, -1, -2), g, of_v)
+        if not np.isfinite(mean).all():
+            mean.fill(0)
+            for block in self.blocks:  # kappa 0 times what overflowed
+                self.problem.exclude(block.moved, block.queries, block.keys, to=0.0)
+                mean[..., block.part, :] += self.sums(block.moved)
+            bad = ~np.isfinite(mean)
+            np.copyto(mean, 0, where=bad)
+            self.spoil(bad)
         mean *= inverse
-        finite = np.isfinite(mean)
-        if not finite.all():
-            np.copyto(mean, 0, where=~finite)
-            self.spoil(~finite)
         by_query = to.query[..., self.rows, :]
         for block in self.blocks:
             n, width = block.moved.shape[-2:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tracemalloc
 from typing import Any
@@ -169,6 +170,91 @@ def test_a_query_without_keys_has_a_gradient_of_nan_and_adds_nothing() -> None:
     budgets = backward_budgets(G, Q, K, V, S, 2.0**-53)
     for got, want, budget in zip(by[1:], rest[1:], budgets[1:], strict=True):
         compare("keys and values", got, want, budget.times(2)).require()
+
+
+@pytest.fixture
+def shifted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The first rows of the panels that were evaluated with a shift."""
+    rows: list[int] = []
+    with_shift = backward._Panel.with_shift
+
+    def spy(panel: Any) -> None:
+        rows.append(panel.rows.start)
+        with_shift(panel)
+
+    monkeypatch.setattr(backward._Panel, "with_shift", spy)
+    return rows
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_at_the_edge_of_the_range_both_ways_hold(
+    shifted: list[int], dtype: str, sign: float
+) -> None:
+    """Scores that all are t; D is n e^t, and needs no shift between u and 1/u."""
+    G, Q, K, V = problem(11, dtype=dtype)
+    info, n, u = np.finfo(dtype), len(K), unit_roundoff(dtype)
+    K[:] = [sign, 0, 0, 0]
+    reach = -math.log(u) - sign * math.log(n)
+    for t in (0.5 * reach, 0.99 * reach, 1.01 * reach, 2 * reach, math.log(info.max) + 5):
+        shifted.clear()
+        Q[:, 0] = t
+        got = attention_backward(G, Q, K, V, scale=1.0)
+        e = (G @ V.T - (G @ V.T).mean(axis=1, keepdims=True)).astype(float) / n
+        want = e @ K, e.T @ Q, np.tile(G.astype(float).sum(axis=0) / n, (n, 1))
+        budgets = backward_budgets(G, Q, K, V, 1.0, u)
+        theirs = backward_budgets(G, Q, K, V, 1.0, 2.0**-53)
+        for x, y, own, other in zip(got, want, budgets, theirs, strict=True):
+            assert (abs(x - y) <= own.bound + other.bound).all()
+        assert shifted == ([] if t < reach else [0, 8])
+
+
+def test_scores_that_overflow_spoil_what_is_attended_with_them() -> None:
+    G, Q, K, V = problem(12)
+    seen = np.ones((9, 30), bool)
+    seen[2, 10:] = False
+    Q[2], K[4] = 1e200, 1e200
+    others = np.arange(9) != 2
+    seen[others, 4] = False
+    got = attention_backward(G, Q, K, V, mask=seen)
+    assert np.isnan(got.query[2]).all()
+    assert np.isnan(got.key[:10]).all()
+    assert np.isnan(got.value[:10]).all()
+    assert np.isfinite(got.query[others]).all()
+    assert np.isfinite(got.key[10:]).all()
+    assert np.isfinite(got.value[10:]).all()
+
+
+def test_products_that_overflow_spoil_what_is_attended_with_them() -> None:
+    G, Q, K, V = problem(13)
+    seen = np.ones((9, 30), bool)
+    seen[2, 10:] = False
+    seen[np.arange(9) != 2, :10] = False
+    calm = attention_backward(G, Q, K, V, mask=seen)
+    G[2], V[25] = 1e200, 1e200  # of which the other does not see anything
+    assert np.isfinite(attention_backward(G, Q, K, V, mask=seen).query).all()
+    G[2], V[25], V[0] = 1e200, problem(13)[3][25], 1e200
+    got = attention_backward(G, Q, K, V, mask=seen)
+    assert not np.isfinite(got.query[2]).any()
+    assert not np.isfinite(got.key[:10]).any()
+    others = np.arange(9) != 2
+    for x, y in ((got.query[others], calm.query[others]), (got.key[10:], calm.key[10:])):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_a_query_whose_first_keys_are_excluded_is_shifted_by_those_it_has(
+    shifted: list[int],
+) -> None:
+    G, Q, K, V = problem(14)
+    Q[:, 0], K[:, 0] = 80.0, -30.0  # all scores are about -1200
+    mask = np.ones((9, 30), bool)
+    mask[4, :15] = False
+    got = attention_backward(G, Q, K, V, mask=mask)
+    assert shifted == [0, 8]
+    one = attention_backward(G[4:5], Q[4:5], K[15:], V[15:])
+    budgets = backward_budgets(G[4:5], Q[4:5], K[15:], V[15:], S, 2.0**-53)
+    compare("query", got.query[4:5], one.query, budgets.query.times(2)).require()
+    assert all(np.isfinite(x).all() for x in got)
 
 
 def test_scores_whose_exponential_overflows_are_no_problem() -> None:

@@ -207,8 +207,10 @@ def test_kernel_values_that_underflow_beside_a_small_sum_are_in_the_budget(
 
 
 def test_a_value_of_zero_needs_no_shift(ways: list[str]) -> None:
+    """Nor a column of them, where D is small."""
     Q, K, V = problem(8, 6, 40)
-    V[::3] = 0
+    Q[:, 0], K[:, 0] = 8.0, -3.0
+    V[::3], V[:, 1] = 0, 0
     require(evaluated(Q, K, V, (1, 6, 20)), Q, K, V)
     assert ways == ["_without_shift"]
 
@@ -216,6 +218,7 @@ def test_a_value_of_zero_needs_no_shift(ways: list[str]) -> None:
 def test_memory_that_is_in_use_is_not_given_away() -> None:
     with scratch(np.dtype(float), (3,), (2,)) as first, scratch(np.dtype(float), (4,)) as second:
         assert not any(np.shares_memory(x, second[0]) for x in first)
+        assert all(x.ctypes.data % 64 == 0 for x in (*first, *second))
     with scratch(np.dtype("f"), (8,)) as again:
         assert np.shares_memory(again[0], first[0])
 

@@ -156,6 +156,18 @@ def test_every_chunk_size_gives_causal_attention(chunk_size: int) -> None:
     compare("causal attention", o, want, both).require()
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_the_sums_of_many_tokens_are_exact_where_all_terms_are(dtype: str) -> None:
+    """Integers: every order of summation gives the same."""
+    rng = np.random.default_rng(0)
+    Phi, V = rng.integers(-9, 9, (2, 1000, 7)), rng.integers(-9, 9, (3, 1, 1000, 2))
+    state = AttentionState.of(Features(Phi.astype(dtype), np.zeros((2, 1000), dtype)), V)
+    np.testing.assert_array_equal(
+        state.S, np.einsum("bjm,abjc->abcm", Phi, np.tile(V, (1, 2, 1, 1)))
+    )
+    np.testing.assert_array_equal(state.n, Phi.sum(axis=1))
+
+
 def test_states_hold_where_every_real_feature_overflows() -> None:
     """|k|^2/2 from 1225 to 1250, where exp overflows at 710: the log scale carries it."""
     rng = np.random.default_rng(0)
