@@ -6,8 +6,8 @@ e_ij = p_ij (g_i.v_j - g_i.o_i). The gradients are
     by q_i: s sum_j e_ij k_j,   by k_j: s sum_i e_ij q_i,   by v_j: sum_i p_ij g_i,
 
 the Jacobians of proofs/attention_gradients.py, each times g_i. As g_i.o_i = sum_j p_ij g_i.v_j,
-no output is needed. A panel keeps kappa_ij and g_i.v_j of some queries and all keys, so that each
-is computed once: five matrix products a score, where the attention itself has two.
+no output is needed. A panel keeps kappa_ij and kappa_ij g_i.v_j / D_i of some queries and all keys,
+so that each is computed once: five matrix products a score, where the attention itself has two.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def attention_backward(
 
     Notes
     -----
-    Memory: two panels of 128 rows of scores beyond the result, and the gradients of all heads
-    where an argument is broadcast.
+    Memory beyond the result: two panels of 128 to 256 queries and all keys, transposed copies of
+    keys and values, and the gradients of all heads where an argument is broadcast.
     Source: proofs/attention_gradients.py.
 
     Examples

@@ -15,11 +15,15 @@ import numpy.typing as npt
 
 from equivalence._arrays import Array
 
-# So many scores are worked on at a time, 1 MiB of float32, a typical L2 cache, and of so many keys:
-# sums over fewer are added up more often.
-_ENTRIES, _KEYS = 1 << 18, 512
-# The fewer keys at a time, the less is computed above a causal mask's diagonal.
-_CAUSAL_ENTRIES, _CAUSAL_KEYS = 1 << 17, 128
+# So many queries and keys are worked on at a time: with fewer, calls cost more than caches gain, and
+# sums are added up more often. Where a mask is causal the keys are fewer, as a block of them on the
+# diagonal is computed whole.
+_FULL, _CAUSAL = (512, 1024), (1024, 128)
+# Keys with no more entries than this let BLAS work on several queries at once with its kernels for
+# small products.
+_KEY_ENTRIES = 1 << 16
+# As many scores as these are worth a call, of few queries or of few keys.
+_ENOUGH = 1 << 18
 # What a thread keeps for its next call. Fresh pages cost more than attention does at n = 512.
 _KEPT_BYTES = 1 << 23
 _LINE = 64
@@ -39,9 +43,13 @@ class Tiles(NamedTuple):
     @classmethod
     def of(cls, n_q: int, n_k: int, width: int, *, causal: bool) -> Tiles:
         """The sizes for n_q queries and n_k keys, where no token has more than `width` entries."""
-        entries, most = (_CAUSAL_ENTRIES, _CAUSAL_KEYS) if causal else (_ENTRIES, _KEYS)
-        queries = max(1, min(n_q, entries // max(min(n_k, most), width)))
-        keys = max(1, min(n_k, most if causal else entries // queries))
+        most_queries, most_keys = _CAUSAL if causal else _FULL
+        entries = most_queries * most_keys
+        most_keys = min(most_keys, max(256, _KEY_ENTRIES // max(1, width)))
+        queries = max(1, min(n_q, max(most_queries, _ENOUGH // max(1, n_k, width))))
+        if not causal:
+            most_keys = max(most_keys, _ENOUGH // queries)
+        keys = max(1, min(n_k, most_keys))
         return cls(max(1, entries // (queries * max(keys, width))), queries, keys)
 
 
