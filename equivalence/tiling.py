@@ -15,9 +15,8 @@ import numpy.typing as npt
 
 from equivalence._arrays import Array
 
-# So many queries and keys are worked on at a time: with fewer, calls cost more than caches gain, and
-# sums are added up more often. Where a mask is causal the keys are fewer, as a block of them on the
-# diagonal is computed whole.
+# So many queries and keys are worked on at a time: with fewer, calls cost more than caches gain.
+# With a causal mask the keys are fewer, as a block of them on the diagonal is computed whole.
 _FULL, _CAUSAL = (512, 1024), (1024, 128)
 # Keys with no more entries than this let BLAS work on several queries at once with its kernels for
 # small products.
