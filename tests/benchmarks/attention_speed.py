@@ -2,13 +2,14 @@
 
 For d = 64, and 12 heads of 512 x 32: the time of torch's scaled_dot_product_attention, the share of
 the roofline (the time of two matrix products and one exponential for each pair, on blocks that stay
-in the cache), the peak of memory beyond the output, and the times of the causal form and of the
-backward pass.
+in the cache), the peak of memory beyond the output, and the times of the causal form, of the backward
+pass, and with two threads where there are two processors.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -54,6 +55,8 @@ def prepare(library: str, case: Case) -> Callable[[], Any]:
 
     if case["what"] == "backward":
         return lambda: attention_backward(G, Q, K, V)
+    if case["what"] == "threads":
+        return lambda: attention(Q, K, V, n_threads=2)
     return lambda: attention(Q, K, V, causal=case["what"] == "causal")
 
 
@@ -93,6 +96,7 @@ MEASURED = [
     ("ours", "causal"),
     ("torch", "causal"),
     ("ours", "backward"),
+    ("ours", "threads"),
 ]
 Workers = dict[tuple[str, str], Worker]
 
@@ -105,10 +109,12 @@ def report() -> None:
         for x in MEASURED[:2]:
             print(f"{x[0]:6}{workers[x].about}")
         workers = {x: worker for x, worker in workers.items() if not worker.missing}
+        if (os.cpu_count() or 1) < 2:
+            del workers["ours", "threads"]
         for dtype in ("float64", "float32"):
             print(
                 f"\n{dtype:>9}{'ours':>12}{'torch':>12}{'ours/torch':>12}{'of roofline':>13}"
-                f"{'beyond output':>15}{'causal/full':>13}{'torch causal':>14}{'backward':>10}"
+                f"{'beyond output':>15}{'causal/full':>13}{'torch causal':>14}{'backward':>10}{'2 threads':>11}"
             )
             times = [_row((n, D), dtype, workers) for n in sizes]
             _row(HEADS, dtype, workers)
@@ -147,7 +153,7 @@ def _row(shape: tuple[int, ...], dtype: str, workers: Workers) -> float:
         f"{100 * interleaved.ratio(roofline, full):>11.0f} %{beyond / 2**20:>11.2f} MiB"
         f"{over(('ours', 'causal'), full):>13}"
         f"{over(('torch', 'causal'), reference) if reference else '-':>14}"
-        f"{over(('ours', 'backward'), full):>10}",
+        f"{over(('ours', 'backward'), full):>10}{over(('ours', 'threads'), full):>11}",
         flush=True,
     )
     return median(full)
