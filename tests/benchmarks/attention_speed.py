@@ -2,8 +2,8 @@
 
 For d = 64, and 12 heads of 512 x 32: the time of torch's scaled_dot_product_attention, the share of
 the roofline (the time of two matrix products and one exponential for each pair, on blocks that stay
-in the cache), the peak of memory beyond the output, and the times of the causal form, of the backward
-pass, and with two threads where there are two processors.
+in the cache), the peak of memory beyond the output, and the times of the causal form, of the
+backward pass, and with two threads where there are two processors.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ def report() -> None:
         for dtype in ("float64", "float32"):
             print(
                 f"\n{dtype:>9}{'ours':>12}{'torch':>12}{'ours/torch':>12}{'of roofline':>13}"
-                f"{'beyond output':>15}{'causal/full':>13}{'torch causal':>14}{'backward':>10}{'2 threads':>11}"
+                f"{'beyond output':>15}{'causal/full':>13}{'torch causal':>14}{'backward':>10}"
+                f"{'2 threads':>11}"
             )
             times = [_row((n, D), dtype, workers) for n in sizes]
             _row(HEADS, dtype, workers)

@@ -20,8 +20,10 @@ import interleaved
 import numpy as np
 
 from equivalence._arrays import Array
+from equivalence.blocked import fast_exponential
 from equivalence.features import Features, PositiveFeatures
 from equivalence.linear import linear_attention
+from equivalence.products import product
 from equivalence.streaming import AttentionState
 from equivalence.verify.budgets import Budget, dual_budget, gamma, unit_roundoff
 from equivalence.verify.compare import compare
@@ -80,20 +82,20 @@ def prepare(library: str, case: interleaved.Case) -> Callable[[], Any]:
 
 def floor(Q: Array, K: Array, V: Array, W: Array) -> Callable[[], Any]:
     """The products of linear attention and its exponentials, a cacheful of tokens at a time."""
-    n = len(Q)
+    n, (exponential, _) = len(Q), fast_exponential(Q.dtype)
     rows = [slice(start, start + 1024) for start in range(0, n, 1024)]
-    E = np.zeros((min(n, 1024), FEATURES), Q.dtype)
-    S, o = np.zeros((DIM, FEATURES), Q.dtype), np.zeros((min(n, 1024), DIM), Q.dtype)
+    E, W_T = np.zeros((min(n, 1024), FEATURES), Q.dtype), np.ascontiguousarray(W.T)
+    S_T, o = np.zeros((FEATURES, DIM), Q.dtype), np.zeros((min(n, 1024), DIM), Q.dtype)
 
     def call() -> None:
         for X in (Q, K):
             for r in rows:
-                np.matmul(X[r], W.T, out=E)
-                np.exp(E, out=E)
+                product(X[r], W_T, E)
+                exponential(E, out=E)
                 if X is Q:
-                    np.matmul(E, S.T, out=o)
+                    product(E, S_T, o)
                 else:
-                    np.matmul(V[r].T, E, out=S)
+                    product(E.T, V[r], S_T)
 
     return call
 
