@@ -30,12 +30,9 @@ from equivalence._arrays import (
     broadcast_axes,
     compute_dtype,
 )
-from equivalence.blocked import mean_of_attended
+from equivalence.chunks import by_chunks, homogeneous, largest_so_far, sum_of_products
 from equivalence.features.base import Features, range_of, require_one_scale
 from equivalence.products import product
-
-# Sums over so many tokens at a time are products that can be cut.
-_TOKENS = 384
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +122,7 @@ class AttentionState:
         with np.errstate(all="ignore"):
             # A token's scale multiplies its c values rather than its m features.
             factor = np.exp(keys.log_scale - _finite(largest)[..., None])
-            S = np.swapaxes(_sum_of_products(keys.features, V * factor[..., None]), -1, -2)
+            S = np.swapaxes(sum_of_products(keys.features, V * factor[..., None]), -1, -2)
             n = (factor[..., None, :] @ keys.features)[..., 0, :]
         return cls(S, n, largest, least)
 
@@ -216,15 +213,15 @@ class AttentionState:
         broadcast_axes("query_features", batch, phi_q.shape[:-2])
         batch = broadcast_axes("values", batch, V.shape[:-2])
         least = np.minimum(self.least_log_scale, range_of(keys.log_scale)[0])
-        tops = _largest_so_far(self.log_scale, keys.log_scale, chunk_size)
+        tops = largest_so_far(self.log_scale, keys.log_scale, chunk_size)
         require_one_scale(least, tops[..., -1])
         own_top = np.repeat(tops[..., 1:], chunk_size, axis=-1)[..., :n]
         with np.errstate(all="ignore"):
-            Y = _homogeneous(V, np.exp(keys.log_scale - _finite(own_top)))
+            Y = homogeneous(V, np.exp(keys.log_scale - _finite(own_top)))
             falls = np.exp(tops[..., :-1] - _finite(tops[..., 1:]))
             W = np.empty((*batch, c + 1, m), np.result_type(self.S, keys.features, Y))
             W[..., :-1, :], W[..., -1, :] = self.S, self.n
-            output = _by_chunks(W, phi_q, keys.features, Y, falls, chunk_size)
+            output = by_chunks(W, phi_q, keys.features, Y, falls, chunk_size)
         scales = (np.broadcast_to(scale, batch) for scale in (tops[..., -1], least))
         return output, type(self)(W[..., :-1, :], W[..., -1, :], *scales)
 
@@ -303,65 +300,6 @@ def causal_attention_by_chunks(
     V, keys = as_tokens("values", values), _checked("key_features", key_features)
     empty = AttentionState.empty(V.shape[-1], keys.features.shape[-1], dtype=keys.features.dtype)
     return empty.extend(query_features, keys, V, chunk_size=chunk_size)[0]
-
-
-def _by_chunks(
-    W: Array, phi_q: Array, Phi: Array, Y: Array, falls: Array, chunk_size: int
-) -> Array:
-    """The causal outputs of tokens with targets Y = [v; 1], whose sums are added to W in place.
-
-    W (..., c+1, m) is S and n of what came before; falls (..., chunks) multiply it before a chunk.
-    """
-    n, c = Y.shape[-2], Y.shape[-1] - 1
-    batch = np.broadcast_shapes(W.shape[:-2], phi_q.shape[:-2])
-    output = np.empty((*batch, n, c), np.result_type(W, phi_q))
-    finite = bool(np.isfinite(Y).all())
-    triangle = np.tri(min(chunk_size, n), dtype=bool)
-    for chunk, start in enumerate(range(0, n, chunk_size)):
-        rows = np.s_[..., start : start + chunk_size, :]
-        q, f, y = phi_q[rows], Phi[rows], Y[rows]
-        attended = triangle[: y.shape[-2], : y.shape[-2]]
-        fall = falls[..., chunk, None, None]
-        if (fall != 1).any():
-            W *= fall
-        kernel = q @ np.swapaxes(f, -1, -2)
-        np.copyto(kernel, 0, where=~attended)
-        readouts = mean_of_attended(kernel, y, None if finite else attended)
-        readouts = readouts + q @ np.swapaxes(W, -1, -2)
-        np.divide(readouts[..., :c], readouts[..., c:], out=output[rows])
-        W += np.swapaxes(y, -1, -2) @ f
-    return output
-
-
-def _largest_so_far(before: Array, log_scale: Array, chunk_size: int) -> Array:
-    """The largest finite log scale before (...), and up to the end of each chunk of (..., n)."""
-    counted = np.where(np.isfinite(log_scale), log_scale, log_scale.dtype.type(-np.inf))
-    starts = np.arange(0, log_scale.shape[-1], chunk_size)
-    tops = np.maximum.reduceat(counted, starts, axis=-1)
-    batch = np.broadcast_shapes(before.shape, tops.shape[:-1])
-    both = [np.broadcast_to(x, (*batch, x.shape[-1])) for x in (before[..., None], tops)]
-    largest: Array = np.maximum.accumulate(np.concatenate(both, axis=-1), axis=-1)
-    return largest
-
-
-def _sum_of_products(Phi: Array, Y: Array) -> Array:
-    """sum_j phi_j y_j^T (..., m, c) for features (..., n, m) and (..., n, c)."""
-    batch = np.broadcast_shapes(Phi.shape[:-2], Y.shape[:-2])
-    total = np.zeros((*batch, Phi.shape[-1], Y.shape[-1]), np.result_type(Phi, Y))
-    part = np.empty_like(total)
-    for start in range(0, Phi.shape[-2], _TOKENS):
-        rows = np.s_[..., start : start + _TOKENS, :]
-        total += product(np.swapaxes(Phi[rows], -1, -2), Y[rows], part)
-    return total
-
-
-def _homogeneous(V: Array, factor: Array) -> Array:
-    """[v; 1] times each token's factor: (..., n, c) and (..., n) give (..., n, c + 1)."""
-    batch = np.broadcast_shapes(V.shape[:-2], factor.shape[:-1])
-    Y = np.empty((*batch, V.shape[-2], V.shape[-1] + 1), np.result_type(V, factor))
-    np.multiply(V, factor[..., None], out=Y[..., :-1])
-    Y[..., -1] = factor
-    return Y
 
 
 def _finite(log_scale: Array) -> Array:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equivalence import attention, attention_backward, backward
+from equivalence import attention, attention_backward, backward, panels
 from equivalence.backward import AttentionGradients
 from equivalence.verify.budgets import Budget, unit_roundoff
 from equivalence.verify.compare import compare
@@ -176,13 +176,13 @@ def test_a_query_without_keys_has_a_gradient_of_nan_and_adds_nothing() -> None:
 def shifted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The first rows of the panels that were evaluated with a shift."""
     rows: list[int] = []
-    with_shift = backward._Panel.with_shift
+    with_shift = panels.Panel.with_shift
 
     def spy(panel: Any) -> None:
         rows.append(panel.rows.start)
         with_shift(panel)
 
-    monkeypatch.setattr(backward._Panel, "with_shift", spy)
+    monkeypatch.setattr(panels.Panel, "with_shift", spy)
     return rows
 
 
