@@ -1,8 +1,9 @@
 """Products of matrices as fast as BLAS can: cut into small ones, where it has kernels for them.
 
 OpenBLAS copies the operands of a product to where its kernels want them, except, on processors with
-AVX-512, those of up to a million multiplications whose second operand has contiguous rows: these
-are read where they lie, and run at 95 % of the processor's peak where others reach 80 to 90 %.
+AVX-512, those of up to a million multiplications whose second operand has contiguous rows. These
+are read where they lie: cut like that, the products of attention take 6 to 18 % less time on an AMD
+EPYC (tests/benchmarks/test_products.py).
 """
 
 from __future__ import annotations
