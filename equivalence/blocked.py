@@ -4,9 +4,9 @@ The weights of query q are kappa_j = exp(scale q.k_j - c), whose constant c canc
 o = sum_j kappa_j v_j / sum_j kappa_j. There are two ways to choose it:
 
 - c = 0: no maximum is sought and nothing is subtracted. That it went well is seen afterwards, from
-  D = sum_j kappa_j and the output: `_without_shift` says when.
-- c the largest score so far, where it did not: what was summed before it grew is multiplied by exp
-  of the difference (Milakov & Gimelshein 2018, arXiv 1805.02867).
+  D = sum_j kappa_j and the output: `_without_shift` says when. A sample tells if it is worth a try.
+- c the largest score so far, where it did not or is not: what was summed before it grew is
+  multiplied by exp of the difference (Milakov & Gimelshein 2018, arXiv 1805.02867).
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from equivalence.tiling import Index, Tiles, in_threads, scratch, tasks
 _SMALL = 1 << 13
 # With fewer queries than this, a copy of the keys' transpose costs more than it gains.
 _MANY = 64
+# So many queries, and keys, tell what scores to expect.
+_SAMPLE = 8, 64
 
 
 def evaluate(
@@ -138,7 +140,7 @@ def _by_tiles(
         for start in starts:
             rows = slice(start, min(start + tiles.queries, n_q))
             block = _Rows(problem, V, rows, output[..., rows, :], memory)
-            if not _without_shift(block, values):
+            if not (_is_promising(problem, rows) and _without_shift(block, values)):
                 _with_running_maximum(block._replace(V=values.in_range.V), values.in_range)
 
 
@@ -196,6 +198,24 @@ def kernel_of(problem: Problem, scores: Array, queries: slice, keys: slice) -> A
     exponential(scores, out=scores)
     problem.exclude(scores, queries, keys, to=0.0)
     return scores
+
+
+def sample_of_scores(problem: Problem, rows: slice) -> Array:
+    """Some of the scores of these queries, without the mask."""
+    Q, K = (
+        X[..., :: -(-X.shape[-2] // n), :]
+        for X, n in zip((problem.query[..., rows, :], problem.key), _SAMPLE, strict=True)
+    )
+    return (Q @ np.swapaxes(K, -1, -2)) * problem.scale
+
+
+def _is_promising(problem: Problem, rows: slice) -> bool:
+    """Whether it is worth a try without a shift: exponentials that overflow take their time.
+
+    The largest of all scores is seldom more than twice as large as that of a sample.
+    """
+    sample = abs(sample_of_scores(problem, rows))
+    return bool(2 * sample.max(initial=0) < math.log(np.finfo(sample.dtype).max))
 
 
 def _without_shift(block: _Rows, values: _Values) -> bool:

@@ -5,13 +5,14 @@ See equivalence/backward.py for the formulae.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from equivalence._arrays import Array
-from equivalence.blocked import exponential_of, kernel_of
+from equivalence.blocked import exponential_of, kernel_of, sample_of_scores
 from equivalence.products import product
 from equivalence.scores import Problem
 
@@ -113,9 +114,8 @@ class Panel(NamedTuple):
 
     def weigh(self, spoilt: npt.NDArray[np.bool_]) -> Array:
         """Fill kappa, NaN where spoilt, and D; return 1/D, 0 where no key is attended."""
-        self.without_shift()
-        u, D = float(np.finfo(self.D.dtype).eps) / 2, self.D
-        if not (D.min(initial=1) >= u and D.max(initial=1) <= 1 / u):
+        D = self.D
+        if not self.is_weighed_without_shift():
             self.with_shift()
             spoilt = spoilt | ~np.isfinite(D)
         if spoilt.any():
@@ -123,13 +123,20 @@ class Panel(NamedTuple):
             self.spoil(spoilt)
         return np.divide(1, D, out=np.zeros_like(D), where=D != 0)
 
-    def without_shift(self) -> None:
-        """Fill kappa and D from the scores as they are."""
+    def is_weighed_without_shift(self) -> bool:
+        """Fill kappa and D from the scores as they are, if D is between u and 1/u then."""
+        info = np.finfo(self.D.dtype)
+        u = float(info.eps) / 2
+        sample = sample_of_scores(self.problem, self.rows)
+        largest, least = sample.max(initial=0), sample.min(initial=0)
+        if not (largest <= -math.log(u) and 2 * least >= -math.log(info.max)):
+            return False
         self.D.fill(0)
         for block in self.blocks:
             scores = product(self.Q[..., block.part, :], block.K_T, block.kappa)
             kernel_of(self.problem, scores, block.queries, block.keys)
             self.D[..., block.part, :] += self.sums(block.kappa)
+        return bool(self.D.min(initial=1) >= u and self.D.max(initial=1) <= 1 / u)
 
     def with_shift(self) -> None:
         """Shift each block by the largest score so far, then all of them by the largest of all."""

@@ -209,6 +209,26 @@ def test_at_the_edge_of_the_range_both_ways_hold(
         assert shifted == ([] if t < reach else [0, 8])
 
 
+def test_nothing_is_tried_where_a_sample_tells_that_it_fails(
+    monkeypatch: pytest.MonkeyPatch, shifted: list[int]
+) -> None:
+    G, Q, K, V = problem(17)
+    tried: list[slice] = []
+    kernel_of = panels.kernel_of
+
+    def spy(question: Any, scores: Array, queries: slice, keys: slice) -> Array:
+        tried.append(queries)
+        return kernel_of(question, scores, queries, keys)
+
+    monkeypatch.setattr(panels, "kernel_of", spy)
+    for t, without in ((30.0, True), (40.0, False), (-350.0, True), (-360.0, False)):
+        Q[:, :], K[:, :] = [1, 0, 0, 0], [t, 0, 0, 0]
+        tried.clear()
+        attention_backward(G, Q, K, V, scale=1.0)
+        assert bool(tried) == without
+    assert shifted
+
+
 def test_scores_that_overflow_spoil_what_is_attended_with_them() -> None:
     G, Q, K, V = problem(12)
     seen = np.ones((9, 30), bool)
