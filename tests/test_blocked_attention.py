@@ -214,9 +214,9 @@ def test_nothing_is_tried_where_a_sample_tells_that_it_fails(ways: list[str], dt
     Q, K, V = problem(16, 20, 200, dtype=dtype)
     reach = math.log(np.finfo(dtype).max)
     for size in (0.4, -0.4, 0.6, -0.6, math.nan, math.inf, -math.inf):
-        Q[:, :], K[:, :] = [1, 0, 0, 0], [size * reach, 0, 0, 0]
+        Q[:, :], K[:, :] = [1, 0, 0, 0], [size * reach / 4, 0, 0, 0]
         ways.clear()
-        evaluated(Q, K, V, (1, 20, 100), scale=1.0)
+        evaluated(Q, K, V, (1, 20, 100), scale=4.0)
         assert (ways[0] == "_without_shift") == (abs(size) < 0.5)
 
 
@@ -227,6 +227,26 @@ def test_a_value_of_zero_needs_no_shift(ways: list[str]) -> None:
     V[::3], V[:, 1] = 0, 0
     require(evaluated(Q, K, V, (1, 6, 20)), Q, K, V)
     assert ways == ["_without_shift"]
+
+
+@pytest.mark.parametrize(
+    ("n_q", "n_k", "width", "causal", "sizes"),
+    [
+        (8192, 8192, 64, False, (1, 512, 1024)),
+        (8192, 8192, 64, True, (1, 1024, 128)),
+        (512, 512, 32, False, (2, 512, 512)),
+        (512, 512, 32, True, (2, 512, 128)),  # the fewer, the less above the diagonal
+        (8192, 8192, 128, False, (2, 512, 512)),  # more would not be cut for small kernels
+        (1, 32768, 64, False, (16, 1, 32768)),
+        (4096, 16, 64, False, (2, 4096, 16)),
+        (16, 16, 16, False, (2048, 16, 16)),
+        (0, 0, 1, False, (524288, 1, 1)),
+    ],
+)
+def test_tiles_fit_the_caches(
+    n_q: int, n_k: int, width: int, causal: bool, sizes: tuple[int, int, int]
+) -> None:
+    assert Tiles.of(n_q, n_k, width, causal=causal) == sizes
 
 
 def test_memory_that_is_in_use_is_not_given_away() -> None:
