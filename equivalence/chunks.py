@@ -23,14 +23,23 @@ def sum_of_products(Phi: Array, Y: Array) -> Array:
     return total
 
 
-def by_chunks(W: Array, phi_q: Array, Phi: Array, Y: Array, falls: Array, chunk_size: int) -> Array:
-    """The causal outputs of tokens with targets Y = [v; 1], whose sums are added to W in place.
+def by_chunks(
+    S_T: Array,
+    normalizer: Array,
+    phi_q: Array,
+    Phi: Array,
+    Y: Array,
+    falls: Array,
+    chunk_size: int,
+) -> Array:
+    """The causal outputs of tokens with targets Y = [v; 1], whose sums are added up in place.
 
-    W (..., c+1, m) is S and n of what came before; falls (..., chunks) multiply it before a chunk.
+    S_T (..., m, c) and normalizer (..., m, 1) are the sums over what came before; falls
+    (..., chunks) multiply them before a chunk.
     """
     n, c = Y.shape[-2], Y.shape[-1] - 1
-    batch = np.broadcast_shapes(W.shape[:-2], phi_q.shape[:-2])
-    output = np.empty((*batch, n, c), np.result_type(W, phi_q))
+    batch = np.broadcast_shapes(S_T.shape[:-2], phi_q.shape[:-2])
+    output, part = np.empty((*batch, n, c), np.result_type(S_T, phi_q)), np.empty_like(S_T)
     finite = bool(np.isfinite(Y).all())
     triangle = np.tri(min(chunk_size, n), dtype=bool)
     for chunk, start in enumerate(range(0, n, chunk_size)):
@@ -39,13 +48,17 @@ def by_chunks(W: Array, phi_q: Array, Phi: Array, Y: Array, falls: Array, chunk_
         attended = triangle[: y.shape[-2], : y.shape[-2]]
         fall = falls[..., chunk, None, None]
         if (fall != 1).any():
-            W *= fall
-        kernel = q @ np.swapaxes(f, -1, -2)
+            S_T *= fall
+            normalizer *= fall
+        f_T = np.swapaxes(f, -1, -2)
+        kernel = q @ f_T
         np.copyto(kernel, 0, where=~attended)
         readouts = mean_of_attended(kernel, y, None if finite else attended)
-        readouts = readouts + q @ np.swapaxes(W, -1, -2)
-        np.divide(readouts[..., :c], readouts[..., c:], out=output[rows])
-        W += np.swapaxes(y, -1, -2) @ f
+        numerator = product(q, S_T, output[rows])
+        numerator += readouts[..., :c]
+        numerator /= readouts[..., c:] + q @ normalizer
+        S_T += product(f_T, y[..., :c], part)
+        normalizer += f_T @ y[..., c:]
     return output
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from equivalence._arrays import Array
 
+# OpenBLAS's limit for its small kernels: so many multiplications.
 _SMALL = 10**6
 # Rows for a kernel to work on, and for a call to be worth its time.
 _FEWEST_ROWS, _MOST_ROWS = 4, 64

@@ -219,11 +219,13 @@ class AttentionState:
         with np.errstate(all="ignore"):
             Y = homogeneous(V, np.exp(keys.log_scale - _finite(own_top)))
             falls = np.exp(tops[..., :-1] - _finite(tops[..., 1:]))
-            W = np.empty((*batch, c + 1, m), np.result_type(self.S, keys.features, Y))
-            W[..., :-1, :], W[..., -1, :] = self.S, self.n
-            output = by_chunks(W, phi_q, keys.features, Y, falls, chunk_size)
+            dtype = np.result_type(self.S, keys.features, Y)
+            S_T, normalizer = np.empty((*batch, m, c), dtype), np.empty((*batch, m, 1), dtype)
+            S_T[...], normalizer[...] = np.swapaxes(self.S, -1, -2), self.n[..., None]
+            output = by_chunks(S_T, normalizer, phi_q, keys.features, Y, falls, chunk_size)
         scales = (np.broadcast_to(scale, batch) for scale in (tops[..., -1], least))
-        return output, type(self)(W[..., :-1, :], W[..., -1, :], *scales)
+        state = type(self)(np.swapaxes(S_T, -1, -2), normalizer[..., 0], *scales)
+        return output, state
 
     def to_arrays(self) -> dict[str, Array]:
         """The state as arrays by name, which `np.savez(file, **arrays)` saves.
