@@ -28,8 +28,8 @@ from equivalence.tiling import Index, Tiles, in_threads, scratch, tasks
 _SMALL = 1 << 14
 # With fewer queries than this, a copy of the keys' transpose costs more than it gains.
 _MANY = 64
-# So many queries, and keys, tell what scores to expect.
-_SAMPLE = 8, 64
+# So many queries of a block, and keys, tell what scores to expect.
+_SAMPLED_QUERIES, _SAMPLED_KEYS = 8, 64
 
 
 def evaluate(
@@ -136,11 +136,11 @@ def _by_tiles(
             K_T = views_of_columns(for_products(problem.key, dtype), tiles.keys)
         memory = _Memory(K_T, *arrays)
         memory.ones.fill(1)
-        values = _Values(V)
+        values, sample = _Values(V), _Sample.of(problem, tiles.queries)
         for start in starts:
             rows = slice(start, min(start + tiles.queries, n_q))
             block = _Rows(problem, V, rows, output[..., rows, :], memory)
-            if not (_is_promising(problem, rows) and _without_shift(block, values)):
+            if not (sample.is_promising(rows) and _without_shift(block, values)):
                 _with_running_maximum(block._replace(V=values.in_range.V), values.in_range)
 
 
@@ -201,21 +201,33 @@ def kernel_of(problem: Problem, scores: Array, queries: slice, keys: slice) -> A
 
 
 def sample_of_scores(problem: Problem, rows: slice) -> Array:
-    """Some of the scores of these queries, without the mask."""
-    Q, K = (
-        X[..., :: -(-X.shape[-2] // n), :]
-        for X, n in zip((problem.query[..., rows, :], problem.key), _SAMPLE, strict=True)
-    )
-    return (Q @ np.swapaxes(K, -1, -2)) * problem.scale
+    """The scores of these queries for some of the keys, without the mask."""
+    K = problem.key
+    some = K[..., :: -(-K.shape[-2] // _SAMPLED_KEYS), :]
+    return (problem.query[..., rows, :] @ np.swapaxes(some, -1, -2)) * problem.scale
 
 
-def _is_promising(problem: Problem, rows: slice) -> bool:
-    """Whether it is worth a try without a shift: exponentials that overflow take their time.
+class _Sample(NamedTuple):
+    """The largest of the sampled |scores| of every `step`-th query."""
 
-    The largest of all scores is seldom more than twice as large as that of a sample.
-    """
-    sample = abs(sample_of_scores(problem, rows))
-    return bool(2 * sample.max(initial=0) < math.log(np.finfo(sample.dtype).max))
+    largest: Array
+    step: int
+
+    @classmethod
+    def of(cls, problem: Problem, queries: int) -> _Sample:
+        """A sample that has some of each block of so many queries."""
+        step = -(-queries // _SAMPLED_QUERIES)
+        scores = abs(sample_of_scores(problem, slice(None, None, step)))
+        axes = *range(scores.ndim - 2), -1
+        return cls(scores.max(axis=axes, initial=0), step)
+
+    def is_promising(self, rows: slice) -> bool:
+        """Whether it is worth a try without a shift: exponentials that overflow take their time.
+
+        The largest of all scores is seldom more than twice as large as that of a sample.
+        """
+        largest = self.largest[rows.start // self.step : -(-rows.stop // self.step)].max()
+        return bool(2 * largest < math.log(np.finfo(largest.dtype).max))
 
 
 def _without_shift(block: _Rows, values: _Values) -> bool:

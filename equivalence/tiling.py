@@ -91,18 +91,36 @@ _spare = threading.local()
 
 
 @contextmanager
-def scratch(dtype: np.dtype[Any], *shapes: tuple[int, ...]) -> Iterator[list[Array]]:
-    """Arrays of these shapes, each from a cache line's start, in memory that the thread keeps."""
-    sizes = [-(-math.prod(shape) * dtype.itemsize // _LINE) * _LINE for shape in shapes]
-    memory: npt.NDArray[np.uint8] | None = _spare.__dict__.pop("memory", None)
-    if memory is None or memory.size < sum(sizes) + _LINE:
-        memory = np.empty(sum(sizes) + _LINE, np.uint8)
-    starts = accumulate(sizes, initial=-memory.ctypes.data % _LINE)
-    arrays = [
-        np.ndarray(shape, dtype, memory.data, at) for shape, at in zip(shapes, starts, strict=False)
-    ]
+def scratch(dtype: np.dtype[Any], *shapes: tuple[int, ...]) -> Iterator[Sequence[Array]]:
+    """Arrays of these shapes, each from a cache line's start, that the thread keeps."""
+    asked: _Kept = _spare.__dict__.pop("kept", _Kept())
+    kept = asked.arranged(dtype, shapes)
     try:
-        yield arrays
+        yield kept.arrays
     finally:
-        if memory.size <= _KEPT_BYTES:
-            _spare.memory = memory
+        if kept.memory.size <= _KEPT_BYTES:
+            _spare.kept = kept
+
+
+class _Kept(NamedTuple):
+    """Arrays, and the memory they are in."""
+
+    dtype: np.dtype[Any] = np.dtype(np.uint8)
+    shapes: tuple[tuple[int, ...], ...] = ()
+    memory: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
+    arrays: Sequence[Array] = ()
+
+    def arranged(self, dtype: np.dtype[Any], shapes: tuple[tuple[int, ...], ...]) -> _Kept:
+        """The same if it has these shapes; or in its memory, if that suffices."""
+        if dtype == self.dtype and shapes == self.shapes:
+            return self
+        sizes = [-(-math.prod(shape) * dtype.itemsize // _LINE) * _LINE for shape in shapes]
+        memory, needed = self.memory, sum(sizes) + _LINE
+        if memory.size < needed:
+            memory = np.empty(needed, np.uint8)
+        starts = accumulate(sizes, initial=-memory.ctypes.data % _LINE)
+        arrays = [
+            np.ndarray(shape, dtype, memory.data, at)
+            for shape, at in zip(shapes, starts, strict=False)
+        ]
+        return _Kept(dtype, shapes, memory, arrays)

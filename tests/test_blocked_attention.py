@@ -156,7 +156,7 @@ def test_at_the_edge_of_the_range_both_ways_hold(
     monkeypatch: pytest.MonkeyPatch, ways: list[str], dtype: str, sign: float, exponent: int
 ) -> None:
     """Scores that all are t, from far inside to far outside of what exp can take."""
-    monkeypatch.setattr(blocked, "_is_promising", lambda *_: True)
+    monkeypatch.setattr(blocked._Sample, "is_promising", lambda *_: True)
     n, info = 300, np.finfo(dtype)
     u = float(info.eps) / 2
     _, K, V = problem(1, 1, n, d=2, dtype=dtype)
@@ -255,6 +255,10 @@ def test_memory_that_is_in_use_is_not_given_away() -> None:
         assert all(x.ctypes.data % 64 == 0 for x in (*first, *second))
     with scratch(np.dtype("f"), (8,)) as again:
         assert np.shares_memory(again[0], first[0])
+    with scratch(np.dtype("f"), (8,)) as same:
+        assert same[0] is again[0]
+    with scratch(np.dtype("i"), (8,)) as other:
+        assert other[0].dtype == np.dtype("i")
 
 
 def test_each_block_of_queries_goes_its_own_way(ways: list[str]) -> None:
