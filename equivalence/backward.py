@@ -12,6 +12,8 @@ so that each is computed once: five matrix products a score, where the attention
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -34,8 +36,9 @@ __all__ = ["AttentionGradients", "attention_backward"]
 # with more, it is further from the cache.
 _PANEL = 1 << 21
 _FEWEST_ROWS, _MOST_ROWS = 128, 256
-# So many keys at a time; the fewer, the less is computed above a causal mask's diagonal.
-_KEYS, _CAUSAL_KEYS = 1024, 256
+# So many bytes of a row's scores at a time: 1024 keys in float64, 2048 in float32. With a causal
+# mask there are fewer keys: the fewer, the less is computed above its diagonal.
+_KEY_BYTES, _CAUSAL_KEYS = 1 << 13, 256
 
 
 def attention_backward(
@@ -105,9 +108,9 @@ def _summed(x: Array, shape: tuple[int, ...]) -> Array:
     return total.reshape(shape)
 
 
-def _tiles(problem: Problem, width: int) -> Tiles:
+def _tiles(problem: Problem, width: int, dtype: np.dtype[Any]) -> Tiles:
     n_q, n_k = problem.query.shape[-2], problem.key.shape[-2]
-    most = _CAUSAL_KEYS if problem.causal else _KEYS
+    most = _CAUSAL_KEYS if problem.causal else _KEY_BYTES // dtype.itemsize
     queries = min(n_q, max(_FEWEST_ROWS, min(_MOST_ROWS, _PANEL // n_k)))
     keys = min(n_k, most)
     return Tiles(max(1, most * _MOST_ROWS // (queries * max(keys, width))), queries, keys)
@@ -121,7 +124,7 @@ def _add_all(problem: Problem, V: Array, G: Array, to: AttentionGradients) -> No
     if n_k == 0 or n_q == 0:
         return
     _, base = exponential_of(problem, dtype)
-    tiles = _tiles(problem, max(d, c))
+    tiles = _tiles(problem, max(d, c), dtype)
     rows, width, n_blocks = tiles.queries, tiles.keys, -(-n_k // tiles.keys)
     for index, starts in tasks(problem.batch, n_q, tiles, 1):
         heads = problem.of_heads(index)

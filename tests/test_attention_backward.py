@@ -20,7 +20,7 @@ from equivalence.verify.gradient_budgets import backward_budgets
 
 Array = np.ndarray[Any, Any]
 S = 0.5
-BLOCKS = ("_KEYS", 12), ("_CAUSAL_KEYS", 7), ("_MOST_ROWS", 8), ("_FEWEST_ROWS", 8)
+BLOCKS = ("_KEY_BYTES", 96), ("_CAUSAL_KEYS", 7), ("_MOST_ROWS", 8), ("_FEWEST_ROWS", 8)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -341,7 +341,7 @@ def test_shapes_that_do_not_fit_are_named(arguments: tuple[Array, ...], message:
 def test_memory_grows_with_the_tokens_and_not_with_the_pairs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name, size in (("_KEYS", 256), ("_MOST_ROWS", 128), ("_FEWEST_ROWS", 128)):
+    for name, size in (("_KEY_BYTES", 1024), ("_MOST_ROWS", 128), ("_FEWEST_ROWS", 128)):
         monkeypatch.setattr(backward, name, size)
     n = 2048
     arrays = [np.ones((n, 8), np.float32) for _ in range(4)]
