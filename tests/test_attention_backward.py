@@ -341,7 +341,7 @@ def test_shapes_that_do_not_fit_are_named(arguments: tuple[Array, ...], message:
 def test_memory_grows_with_the_tokens_and_not_with_the_pairs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name, size in (("_KEY_BYTES", 1024), ("_MOST_ROWS", 128), ("_FEWEST_ROWS", 128)):
+    for name, size in (("_KEY_BYTES", 2048), ("_MOST_ROWS", 128), ("_FEWEST_ROWS", 128)):
         monkeypatch.setattr(backward, name, size)
     n = 2048
     arrays = [np.ones((n, 8), np.float32) for _ in range(4)]
