@@ -11,7 +11,7 @@ equivalence.streaming, that here take in and answer a block of tokens at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import reduce
 from operator import add
 from types import EllipsisType
@@ -71,7 +71,7 @@ def linear_attention(
         scale cannot carry their features.
     TypeError
         A dtype that is not a real number, a `causal` that is not a boolean, or a feature map that
-        is none.
+        is none, or does not return Features.
 
     Notes
     -----
@@ -114,21 +114,38 @@ def linear_attention(
 
     def phi(points: Array) -> Features:
         with np.errstate(all="ignore"):
-            return feature_map(points * points.dtype.type(root_scale))
+            features = feature_map(points * points.dtype.type(root_scale))
+        if not isinstance(features, Features):
+            was = type(features).__name__
+            raise TypeError(f"feature_map returned {was}; expected Features of the points")
+        return features
 
-    output = np.empty((*batch, n_q, V.shape[-1]), dtype)
     step = max(1, _BLOCK_TOKENS // max(1, math.prod(batch)))
+    if not causal and n_q + n_k <= step:
+        of_queries, of_keys = _of_both(phi, Q, K)
+        return AttentionState.of(of_keys, V).read(of_queries).astype(dtype, copy=False)
+    output = np.empty((*batch, n_q, V.shape[-1]), dtype)
     if causal:
         state = AttentionState.of(phi(K[..., :0, :]), V[..., :0, :])
         # Queries and keys at once: half as many of each.
         for rows in _blocks(n_k, max(1, step // 2)):
-            output[rows], state = state.extend(phi(Q[rows]), phi(K[rows]), V[rows])
+            output[rows], state = state.extend(*_of_both(phi, Q[rows], K[rows]), V[rows])
     else:
         blocks = _blocks(n_k, step)
         state = reduce(add, (AttentionState.of(phi(K[rows]), V[rows]) for rows in blocks))
         for rows in _blocks(n_q, step):
             output[rows] = state.read(phi(Q[rows]))
     return output
+
+
+def _of_both(phi: Callable[[Array], Features], Q: Array, K: Array) -> tuple[Features, Features]:
+    """The features of queries and keys, of one call of phi where they have the same axes."""
+    if Q.shape[:-2] != K.shape[:-2]:
+        return phi(Q), phi(K)
+    features, log_scale = phi(np.concatenate([Q, K], axis=-2))
+    n = Q.shape[-2]
+    of_queries = Features(features[..., :n, :], log_scale[..., :n])
+    return of_queries, Features(features[..., n:, :], log_scale[..., n:])
 
 
 def _blocks(n: int, step: int) -> Iterator[tuple[EllipsisType, slice, slice]]:

@@ -157,11 +157,12 @@ def test_every_chunk_size_gives_causal_attention(chunk_size: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_the_sums_of_many_tokens_are_exact_where_all_terms_are(dtype: str) -> None:
+@pytest.mark.parametrize("n", [0, 1, 384, 385, 768, 1000])
+def test_the_sums_of_many_tokens_are_exact_where_all_terms_are(dtype: str, n: int) -> None:
     """Integers: every order of summation gives the same."""
     rng = np.random.default_rng(0)
-    Phi, V = rng.integers(-9, 9, (2, 1000, 7)), rng.integers(-9, 9, (3, 1, 1000, 2))
-    state = AttentionState.of(Features(Phi.astype(dtype), np.zeros((2, 1000), dtype)), V)
+    Phi, V = rng.integers(-9, 9, (2, n, 7)), rng.integers(-9, 9, (3, 1, n, 2))
+    state = AttentionState.of(Features(Phi.astype(dtype), np.zeros((2, n), dtype)), V)
     np.testing.assert_array_equal(
         state.S, np.einsum("bjm,abjc->abcm", Phi, np.tile(V, (1, 2, 1, 1)))
     )

@@ -82,7 +82,7 @@ def require_definition(number: oracle.Arithmetic, case: Case, causal: bool) -> N
 @given(
     st.integers(0, 2**32 - 1),
     st.integers(1, 8),
-    st.integers(1, 9),
+    st.integers(1, 12),
     st.booleans(),
     st.sampled_from(["float64", "float32"]),
 )
@@ -286,7 +286,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "a map to arrays": (
         lambda: linear_attention(Q, K, V, np.exp),
-        TypeError, "key_features is ndarray; expected Features",
+        TypeError, "feature_map returned ndarray; expected Features",
+    ),
+    "a map that loses a point": (
+        lambda: linear_attention(Q, K, V, lambda x: PHI(x[:-1])),
+        ValueError, "values has shape (4, 5); expected (..., 3, n_outputs)",
     ),
     "keys that one scale with those before cannot carry": (
         lambda: AttentionState.of(PHI(K), V).extend(PHI(99 * K), PHI(99 * K), V),
