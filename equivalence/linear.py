@@ -126,10 +126,10 @@ def linear_attention(
         return AttentionState.of(of_keys, V).read(of_queries).astype(dtype, copy=False)
     output = np.empty((*batch, n_q, V.shape[-1]), dtype)
     if causal:
-        state = AttentionState.of(phi(K[..., :0, :]), V[..., :0, :])
+        before: AttentionState | None = None
         # Queries and keys at once: half as many of each.
         for rows in _blocks(n_k, max(1, step // 2)):
-            output[rows], state = state.extend(*_of_both(phi, Q[rows], K[rows]), V[rows])
+            output[rows], before = _extended(before, *_of_both(phi, Q[rows], K[rows]), V[rows])
     else:
         blocks = _blocks(n_k, step)
         state = reduce(add, (AttentionState.of(phi(K[rows]), V[rows]) for rows in blocks))
@@ -146,6 +146,17 @@ def _of_both(phi: Callable[[Array], Features], Q: Array, K: Array) -> tuple[Feat
     n = Q.shape[-2]
     of_queries = Features(features[..., :n, :], log_scale[..., :n])
     return of_queries, Features(features[..., n:, :], log_scale[..., n:])
+
+
+def _extended(
+    before: AttentionState | None, of_queries: Features, of_keys: Features, V: Array
+) -> tuple[Array, AttentionState]:
+    """The causal outputs of some tokens, and the state after them; nothing may come before."""
+    if before is None:
+        n_features = of_keys.features.shape[-1]
+        dtype = of_keys.features.dtype
+        before = AttentionState.empty(V.shape[-1], n_features, dtype=dtype)
+    return before.extend(of_queries, of_keys, V)
 
 
 def _blocks(n: int, step: int) -> Iterator[tuple[EllipsisType, slice, slice]]:
