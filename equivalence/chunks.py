@@ -15,14 +15,11 @@ _TOKENS = 384
 def sum_of_products(Phi: Array, Y: Array) -> Array:
     """sum_j phi_j y_j^T (..., m, c) for features (..., n, m) and (..., n, c)."""
     batch = np.broadcast_shapes(Phi.shape[:-2], Y.shape[:-2])
-    total = np.empty((*batch, Phi.shape[-1], Y.shape[-1]), np.result_type(Phi, Y))
-    first, n = np.s_[..., :_TOKENS, :], Phi.shape[-2]
-    product(np.swapaxes(Phi[first], -1, -2), Y[first], total)
-    if n > _TOKENS:
-        part = np.empty_like(total)
-        for start in range(_TOKENS, n, _TOKENS):
-            rows = np.s_[..., start : start + _TOKENS, :]
-            total += product(np.swapaxes(Phi[rows], -1, -2), Y[rows], part)
+    total = np.zeros((*batch, Phi.shape[-1], Y.shape[-1]), np.result_type(Phi, Y))
+    part = np.empty_like(total)
+    for start in range(0, Phi.shape[-2], _TOKENS):
+        rows = np.s_[..., start : start + _TOKENS, :]
+        total += product(np.swapaxes(Phi[rows], -1, -2), Y[rows], part)
     return total
 
 

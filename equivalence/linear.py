@@ -122,6 +122,7 @@ def linear_attention(
 
     step = max(1, _BLOCK_TOKENS // max(1, math.prod(batch)))
     if not causal and n_q + n_k <= step:
+        # Of few tokens, a second call of the map is a good part of the time.
         of_queries, of_keys = _of_both(phi, Q, K)
         return AttentionState.of(of_keys, V).read(of_queries).astype(dtype, copy=False)
     output = np.empty((*batch, n_q, V.shape[-1]), dtype)
