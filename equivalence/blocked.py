@@ -4,7 +4,8 @@ The weights of query q are kappa_j = exp(scale q.k_j - c), whose constant c canc
 o = sum_j kappa_j v_j / sum_j kappa_j. There are two ways to choose it:
 
 - c = 0: no maximum is sought and nothing is subtracted. That it went well is seen afterwards, from
-  D = sum_j kappa_j and the output: `_without_shift` says when. A sample tells if it is worth a try.
+  D = sum_j kappa_j and the output: `_without_shift` says when. Some of the scores tell if it is
+  worth a try.
 - c the largest score so far, where it did not or is not: what was summed before it grew is
   multiplied by exp of the difference (Milakov & Gimelshein 2018, arXiv 1805.02867).
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +30,7 @@ from equivalence.tiling import Index, Tiles, in_threads, scratch, tasks
 _SMALL = 1 << 14
 # With fewer queries than this, a copy of the keys' transpose costs more than it gains.
 _MANY = 64
-# So many queries of a block, and keys, tell what scores to expect.
+# So many queries and keys of a block tell what scores to expect.
 _SAMPLED_QUERIES, _SAMPLED_KEYS = 8, 64
 
 
@@ -108,6 +110,9 @@ def mean_of_attended(p: Array, V: Array, attended: npt.NDArray[np.bool_] | None)
     return mean
 
 
+_Tile = tuple[slice, slice, slice, Array]
+
+
 class _Memory(NamedTuple):
     """The keys' columns, and for one block: scaled queries, scores, parts of sums, D, and ones."""
 
@@ -136,12 +141,13 @@ def _by_tiles(
             K_T = views_of_columns(for_products(problem.key, dtype), tiles.keys)
         memory = _Memory(K_T, *arrays)
         memory.ones.fill(1)
-        values, sample = _Values(V), _Sample.of(problem, tiles.queries)
+        values = _Values(V)
         for start in starts:
             rows = slice(start, min(start + tiles.queries, n_q))
             block = _Rows(problem, V, rows, output[..., rows, :], memory)
-            if not (sample.is_promising(rows) and _without_shift(block, values)):
-                _with_running_maximum(block._replace(V=values.in_range.V), values.in_range)
+            rest = _without_shift(block, values)
+            if rest is not None:
+                _with_running_maximum(block._replace(V=values.in_range.V), values.in_range, rest)
 
 
 class _Rows(NamedTuple):
@@ -158,10 +164,14 @@ class _Rows(NamedTuple):
         """sum_j kappa_j of the keys so far (..., rows, 1)."""
         return self.memory.D[..., : self.rows.stop - self.rows.start, :]
 
-    def tiles(self, scale: float) -> Iterator[tuple[slice, slice, slice, Array]]:
-        """Which of these rows, which queries these are, which keys, and scale q.k of them."""
+    def tiles(self) -> Iterator[_Tile]:
+        """Which of these rows, which queries these are, which keys, and their scores.
+
+        That is scale q.k, times what `exponential_of` says.
+        """
         Q = self.memory.Q[..., : self.rows.stop - self.rows.start, :]
         queries, dtype = self.problem.query[..., self.rows, :], Q.dtype
+        scale = self.problem.scale * exponential_of(self.problem, dtype)[1]
         np.multiply(queries, dtype.type(scale), out=Q, dtype=dtype, casting="same_kind")
         for seen, keys in self.problem.tiles(self.rows, len(self.memory.ones)):
             part, width = slice(seen.start - self.rows.start, None), keys.stop - keys.start
@@ -200,60 +210,61 @@ def kernel_of(problem: Problem, scores: Array, queries: slice, keys: slice) -> A
     return scores
 
 
-def sample_of_scores(problem: Problem, rows: slice) -> Array:
-    """The scores of these queries for some of the keys, without the mask."""
-    K = problem.key
-    some = K[..., :: -(-K.shape[-2] // _SAMPLED_KEYS), :]
-    return (problem.query[..., rows, :] @ np.swapaxes(some, -1, -2)) * problem.scale
+def exponential_of_shifted(problem: Problem, scores: Array) -> np.ufunc:
+    """The exponential for such scores minus a shift; multiplies them, in place, by what it needs.
+
+    Far below 0 exp2 takes ten to a hundred times as long, and so does exp, but not in float32.
+    """
+    exponential, base = exponential_of(problem, scores.dtype)
+    if exponential is np.exp2 and scores.dtype == np.float32:
+        np.multiply(scores, scores.dtype.type(1 / base), out=scores)
+        return np.exp
+    return exponential
 
 
-class _Sample(NamedTuple):
-    """The largest of the sampled |scores| of every `step`-th query."""
-
-    largest: Array
-    step: int
-
-    @classmethod
-    def of(cls, problem: Problem, queries: int) -> _Sample:
-        """A sample that has some of each block of so many queries."""
-        step = -(-queries // _SAMPLED_QUERIES)
-        scores = abs(sample_of_scores(problem, slice(None, None, step)))
-        axes = *range(scores.ndim - 2), -1
-        return cls(scores.max(axis=axes, initial=0), step)
-
-    def is_promising(self, rows: slice) -> bool:
-        """Whether it is worth a try without a shift: exponentials that overflow take their time.
-
-        The largest of all scores is seldom more than twice as large as that of a sample.
-        """
-        largest = self.largest[rows.start // self.step : -(-rows.stop // self.step)].max()
-        return bool(2 * largest < math.log(np.finfo(largest.dtype).max))
+def sample_of(scores: Array) -> Array:
+    """A few of the scores: what to expect of the others, which are seldom twice as large."""
+    n_q, n_k = scores.shape[-2:]
+    return scores[..., :: -(-n_q // _SAMPLED_QUERIES), :: -(-n_k // _SAMPLED_KEYS)]
 
 
-def _without_shift(block: _Rows, values: _Values) -> bool:
-    """Whether all went well; if not, the output is to be computed in the other way.
+@cache
+def log_of_largest(dtype: np.dtype[Any]) -> float:
+    """The logarithm of the largest number."""
+    return math.log(np.finfo(dtype).max)
+
+
+def _without_shift(block: _Rows, values: _Values) -> Iterator[_Tile] | None:
+    """None if all went well; if not, what the output is to be computed from in the other way.
 
     Nothing has overflowed if D and the output are finite, as inf stays inf, or becomes NaN, in sums
     and quotients. And nothing has been lost to underflow that the budget does not have if D is at
     least `values.least_D`.
     """
     problem, total, D = block.problem, block.total, block.D
+    tiles = block.tiles()
+    first = next(tiles)
+    tiles = chain([first], tiles)
     _, base = exponential_of(problem, total.dtype)
-    for part, seen, keys, scores in block.tiles(problem.scale * base):
+    # Exponentials that overflow take ten times as long.
+    if not 2 * abs(sample_of(first[-1])).max(initial=0) < base * log_of_largest(total.dtype):
+        return tiles
+    for part, seen, keys, scores in tiles:
         block.add(kernel_of(problem, scores, seen, keys), part, keys)
-        if keys.start == 0 and not D.max() < np.inf:
-            return False
+        if keys.start == 0 and keys.stop < block.V.shape[-2] and not D.max() < np.inf:
+            return block.tiles()
     total /= D
     least, largest = D.min(), D.max()
     in_range = largest < np.inf and (least >= 1 or least >= values.least_D)
-    return bool(in_range and np.isfinite(total).all())
+    return None if in_range and np.isfinite(total).all() else block.tiles()
 
 
-def _with_running_maximum(block: _Rows, values: _InRange) -> None:
+def _with_running_maximum(block: _Rows, values: _InRange, tiles: Iterator[_Tile]) -> None:
     problem, total, D = block.problem, block.total, block.D
     largest = np.full_like(D, -np.inf)
     bad, poisoned = values.bad, np.zeros_like(total if values.bad is not None else D)
-    for part, seen, keys, scores in block.tiles(problem.scale):
+    for part, seen, keys, scores in tiles:
+        exponential = exponential_of_shifted(problem, scores)
         problem.exclude(scores, seen, keys)
         if bad is not None:
             attended = (scores > -np.inf).astype(total.dtype)
@@ -263,11 +274,11 @@ def _with_running_maximum(block: _Rows, values: _InRange) -> None:
         # While no key is attended there is nothing to shift, and -inf - -inf would be NaN.
         shift = np.where(np.isneginf(now), 0, now)
         if keys.start > 0:
-            shrink = np.exp(before - shift)
+            shrink = exponential(before - shift)
             total[..., part, :] *= shrink
             D[..., part, :] *= shrink
         scores -= shift
-        np.exp(scores, out=scores)
+        exponential(scores, out=scores)
         block.add(scores, part, keys)
         largest[..., part, :] = now
     total /= D

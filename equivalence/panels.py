@@ -6,18 +6,23 @@ See equivalence/backward.py for the formulae.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from equivalence._arrays import Array
-from equivalence.blocked import exponential_of, kernel_of, sample_of_scores
+from equivalence.blocked import (
+    exponential_of,
+    exponential_of_shifted,
+    kernel_of,
+    log_of_largest,
+    sample_of,
+)
 from equivalence.products import product
 from equivalence.scores import Problem
-
-# So many queries of a panel tell what scores to expect.
-_SAMPLED_QUERIES = 8
 
 
 class AttentionGradients(NamedTuple):
@@ -118,43 +123,52 @@ class Panel(NamedTuple):
     def weigh(self, spoilt: npt.NDArray[np.bool_]) -> Array:
         """Fill kappa, NaN where spoilt, and D; return 1/D, 0 where no key is attended."""
         D = self.D
-        if not self.is_weighed_without_shift():
-            self.with_shift()
+        rest = self.without_shift()
+        if rest is not None:
+            self.with_shift(rest)
             spoilt = spoilt | ~np.isfinite(D)
         if spoilt.any():
             np.copyto(D, 1, where=spoilt & (D != 0))
             self.spoil(spoilt)
         return np.divide(1, D, out=np.zeros_like(D), where=D != 0)
 
-    def is_weighed_without_shift(self) -> bool:
-        """Fill kappa and D from the scores as they are, if D is between u and 1/u then."""
-        info = np.finfo(self.D.dtype)
-        u = float(info.eps) / 2
-        step = -(-self.D.shape[-2] // _SAMPLED_QUERIES)
-        sample = sample_of_scores(self.problem, slice(self.rows.start, self.rows.stop, step))
-        largest, least = sample.max(initial=0), sample.min(initial=0)
-        if not (largest <= -math.log(u) and 2 * least >= -math.log(info.max)):
-            return False
-        self.D.fill(0)
+    def scored(self) -> Iterator[tuple[Block, Array]]:
+        """Each block, and its scores times what `exponential_of` says, in the memory of kappa."""
         for block in self.blocks:
-            scores = product(self.Q[..., block.part, :], block.K_T, block.kappa)
+            yield block, product(self.Q[..., block.part, :], block.K_T, block.kappa)
+
+    def without_shift(self) -> Iterator[tuple[Block, Array]] | None:
+        """Fill kappa and D from the scores as they are: None if D is between u and 1/u then.
+
+        If not, what is to be shifted.
+        """
+        dtype = self.D.dtype
+        u, (_, base) = float(np.finfo(dtype).eps) / 2, exponential_of(self.problem, dtype)
+        scored = self.scored()
+        first = next(scored)
+        scored, sample = chain([first], scored), sample_of(first[1]) / base
+        largest, least = sample.max(initial=0), sample.min(initial=0)
+        if not (largest <= -math.log(u) and 2 * least >= -log_of_largest(dtype)):
+            return scored
+        self.D.fill(0)
+        for block, scores in scored:
             kernel_of(self.problem, scores, block.queries, block.keys)
             self.D[..., block.part, :] += self.sums(block.kappa)
-        return bool(self.D.min(initial=1) >= u and self.D.max(initial=1) <= 1 / u)
+        in_range = self.D.min(initial=1) >= u and self.D.max(initial=1) <= 1 / u
+        return None if in_range else self.scored()
 
-    def with_shift(self) -> None:
+    def with_shift(self, scored: Iterator[tuple[Block, Array]]) -> None:
         """Shift each block by the largest score so far, then all of them by the largest of all."""
-        exponential, _ = exponential_of(self.problem, self.D.dtype)
         last, shifts = np.full_like(self.D, -np.inf), []
-        for block in self.blocks:
-            scores = product(self.Q[..., block.part, :], block.K_T, block.kappa)
+        for block, scores in scored:
+            exponential = exponential_of_shifted(self.problem, scores)
             self.problem.exclude(scores, block.queries, block.keys)
             now = last[..., block.part, :]
             np.maximum(now, scores.max(axis=-1, keepdims=True), out=now)
             # While no key is attended there is nothing to shift, and -inf - -inf would be NaN.
             shifts.append(np.where(np.isneginf(now), 0, now))
             scores -= shifts[-1]
-            exponential(scores, out=block.kappa)
+            exponential(scores, out=scores)
         self.D.fill(0)
         for block, shift in zip(self.blocks, shifts, strict=True):
             # A row without a key so far has kappa 0, and a shift that would make inf of it.

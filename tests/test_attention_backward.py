@@ -178,9 +178,9 @@ def shifted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     rows: list[int] = []
     with_shift = panels.Panel.with_shift
 
-    def spy(panel: Any) -> None:
+    def spy(panel: Any, scored: Any) -> None:
         rows.append(panel.rows.start)
-        with_shift(panel)
+        with_shift(panel, scored)
 
     monkeypatch.setattr(panels.Panel, "with_shift", spy)
     return rows

@@ -30,18 +30,18 @@ FAR = {"float64": 14.0, "float32": 4.0}
 def ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Which ways were tried, block by block of the queries."""
     taken: list[str] = []
+    kernel_of, with_running_maximum = blocked.kernel_of, blocked._with_running_maximum
 
-    def spied(name: str) -> None:
-        function = getattr(blocked, name)
+    def spy(question: Problem, scores: Array, queries: slice, keys: slice) -> Array:
+        taken.extend(["without shift"] * (keys.start == 0))
+        return kernel_of(question, scores, queries, keys)
 
-        def spy(*arguments: Any) -> Any:
-            taken.append(name)
-            return function(*arguments)
+    def other_spy(*arguments: Any) -> None:
+        taken.append("with running maximum")
+        with_running_maximum(*arguments)
 
-        monkeypatch.setattr(blocked, name, spy)
-
-    spied("_without_shift")
-    spied("_with_running_maximum")
+    monkeypatch.setattr(blocked, "kernel_of", spy)
+    monkeypatch.setattr(blocked, "_with_running_maximum", other_spy)
     return taken
 
 
@@ -156,7 +156,7 @@ def test_at_the_edge_of_the_range_both_ways_hold(
     monkeypatch: pytest.MonkeyPatch, ways: list[str], dtype: str, sign: float, exponent: int
 ) -> None:
     """Scores that all are t, from far inside to far outside of what exp can take."""
-    monkeypatch.setattr(blocked._Sample, "is_promising", lambda *_: True)
+    monkeypatch.setattr(blocked, "sample_of", lambda scores: scores[..., :0])
     n, info = 300, np.finfo(dtype)
     u = float(info.eps) / 2
     _, K, V = problem(1, 1, n, d=2, dtype=dtype)
@@ -173,7 +173,7 @@ def test_at_the_edge_of_the_range_both_ways_hold(
         Q = np.array([[t, 0.0]] * 3, dtype)
         output = evaluated(Q, K, V, (1, 2, 100), scale=1.0)
         require(output / unit, Q, K, V / unit, scale=1.0)
-        tried = ["_without_shift"] + ["_with_running_maximum"] * (t > reach)
+        tried = ["without shift"] + ["with running maximum"] * (t > reach)
         assert ways == 2 * tried
 
 
@@ -181,7 +181,7 @@ def test_at_the_edge_of_the_range_both_ways_hold(
 def test_what_overflows_at_the_first_keys_is_not_gone_on_with(
     monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
-    _, K, V = problem(9, 5, 90, d=1, dtype=dtype)
+    _, K, V = problem(9, 5, 390, d=1, dtype=dtype)
     Q, K[1] = np.ones((5, 1), dtype), 1.1 * math.log(np.finfo(dtype).max)  # not in the sample
     added: list[int] = []
     add = blocked._Rows.add
@@ -191,8 +191,8 @@ def test_what_overflows_at_the_first_keys_is_not_gone_on_with(
         add(block, kappa, part, keys)
 
     monkeypatch.setattr(blocked._Rows, "add", spy)
-    require(evaluated(Q, K, V, (1, 5, 30), scale=1.0), Q, K, V, scale=1.0)
-    assert added == [0, 0, 30, 60]
+    require(evaluated(Q, K, V, (1, 5, 130), scale=1.0), Q, K, V, scale=1.0)
+    assert added == [0, 0, 130, 260]
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -201,12 +201,12 @@ def test_kernel_values_that_underflow_beside_a_small_sum_are_in_the_budget(
 ) -> None:
     """D is little more than u, and keys below the range have the largest values."""
     lowest, u = math.log(np.finfo(dtype).tiny), unit_roundoff(dtype)
-    K = np.full((130, 1), math.log(u / 100), dtype)
+    K = np.full((260, 1), math.log(u / 200), dtype)
     K[[1, 2], 0] = lowest - 2, lowest - 9  # not in the sample
-    Q, V = np.ones((2, 1), dtype), problem(15, 1, 130, c=1, dtype=dtype)[2]
+    Q, V = np.ones((2, 1), dtype), problem(15, 1, 260, c=1, dtype=dtype)[2]
     V[[1, 2]] = [[3.0], [9.0]]
-    require(evaluated(Q, K, V, (1, 2, 70), scale=1.0), Q, K, V, scale=1.0)
-    assert ways == ["_without_shift"]
+    require(evaluated(Q, K, V, (1, 2, 130), scale=1.0), Q, K, V, scale=1.0)
+    assert ways == ["without shift"]
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -217,7 +217,7 @@ def test_nothing_is_tried_where_a_sample_tells_that_it_fails(ways: list[str], dt
         Q[:, :], K[:, :] = [1, 0, 0, 0], [size * reach / 4, 0, 0, 0]
         ways.clear()
         evaluated(Q, K, V, (1, 20, 100), scale=4.0)
-        assert (ways[0] == "_without_shift") == (abs(size) < 0.5)
+        assert (ways[0] == "without shift") == (abs(size) < 0.5)
 
 
 def test_a_value_of_zero_needs_no_shift(ways: list[str]) -> None:
@@ -226,7 +226,7 @@ def test_a_value_of_zero_needs_no_shift(ways: list[str]) -> None:
     Q[:, 0], K[:, 0] = 8.0, -3.0
     V[::3], V[:, 1] = 0, 0
     require(evaluated(Q, K, V, (1, 6, 20)), Q, K, V)
-    assert ways == ["_without_shift"]
+    assert ways == ["without shift"]
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_each_block_of_queries_goes_its_own_way(ways: list[str]) -> None:
     Q, K, V = problem(2, 6, 40, dtype="float32")
     Q[2:4] *= 100
     require(evaluated(Q, K, V, (1, 2, 20)), Q, K, V)
-    assert ways == ["_without_shift", "_with_running_maximum", "_without_shift"]
+    assert ways == ["without shift", "with running maximum", "without shift"]
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_at_size_the_budget_holds_at_every_block_size(
     for sizes in ((1, 1, 4096), (1, 2, 10), (1, 1, 511), (1, 2, 2049)):
         got = evaluated(Q[rows], K, V, sizes)
         oracle.against(number, f"tiles {sizes}", got, want, budget).require()
-    assert far == ("_with_running_maximum" in ways)
+    assert far == ("with running maximum" in ways)
 
 
 @pytest.mark.parametrize("causal", [False, True])
