@@ -229,6 +229,20 @@ def test_nothing_is_tried_where_a_sample_tells_that_it_fails(
     assert shifted
 
 
+@pytest.mark.parametrize("factor", [1.0, 1000.0])
+def test_each_score_is_computed_once(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+    G, Q, K, V = problem(17, 8)
+    taken: list[Array] = []
+
+    def spy(A: Array, B: Array, out: Array) -> Array:
+        taken.append(A)
+        return np.matmul(A, B, out=out)
+
+    monkeypatch.setattr(panels, "product", spy)
+    attention_backward(G, Q, K * factor, V)
+    assert len(taken) == 5 * 3  # as many as the formulae have, for three blocks of keys
+
+
 def test_scores_that_overflow_spoil_what_is_attended_with_them() -> None:
     G, Q, K, V = problem(12)
     seen = np.ones((9, 30), bool)

@@ -220,6 +220,27 @@ def test_nothing_is_tried_where_a_sample_tells_that_it_fails(ways: list[str], dt
         assert (ways[0] == "without shift") == (abs(size) < 0.5)
 
 
+def test_the_scores_that_tell_it_are_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    Q, K, V = problem(16, 20, 200)
+    products: list[tuple[int, ...]] = []
+
+    def spy(A: Array, B: Array, out: Array) -> Array:
+        products.append(B.shape)
+        return np.matmul(A, B, out=out)
+
+    monkeypatch.setattr(blocked, "product", spy)
+    for factor in (1, 1000):
+        products.clear()
+        evaluated(Q, K * factor, V, (1, 20, 100))
+        assert products == 2 * [(4, 100), (100, 3)]
+
+
+def test_a_sample_has_some_of_all_queries_and_keys() -> None:
+    i, j = np.divmod(blocked.sample_of(np.arange(520.0 * 700).reshape(520, 700)), 700)
+    assert i[:, 0].tolist() == list(range(0, 520, 65))
+    assert j[0].tolist() == list(range(0, 700, 11))
+
+
 def test_a_value_of_zero_needs_no_shift(ways: list[str]) -> None:
     """Nor a column of them, where D is small."""
     Q, K, V = problem(8, 6, 40)
@@ -370,6 +391,17 @@ def test_the_fast_exponential_is_as_good_as_the_budget_has_it() -> None:
         error = abs(exponential(x) / base ** x.astype(wide) - 1)
         assert error.max() <= 8 * unit_roundoff(dtype) + 200 * float(np.finfo(wide).eps)
         assert factor == (1 / math.log(2) if exponential is np.exp2 else 1.0)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_shift_takes_no_exponential_that_is_slow_where_exp_is_not(dtype: str) -> None:
+    Q, K, _ = problem(7, 4, 60, dtype=dtype)
+    question = Problem.of(Q, K, None, None, False)
+    fast, base = blocked.fast_exponential(np.dtype(dtype))
+    scores = np.full((4, 60), 8 * base, dtype)
+    exponential = blocked.exponential_of_shifted(question, scores)
+    assert exponential is (np.exp if dtype == "float32" else fast)
+    assert abs(scores - (8 if exponential is np.exp else 8 * base)).max() <= 32 * np.finfo(dtype).eps
 
 
 def test_without_a_vector_loop_for_exp2_exp_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
