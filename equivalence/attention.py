@@ -59,7 +59,7 @@ def attention(
     array (..., n_q, c) of the common dtype of query, key and value: `out` if it is given.
         A row that attends to no key (all masked, or n_k = 0) is a mean over nothing: NaN.
         A NaN or inf of an attended token gives NaN; of an excluded token it has no effect.
-        A row whose largest score overflows is NaN.
+        A row whose largest score overflows is NaN, and may be from 0.69 times that limit on.
 
     Raises
     ------

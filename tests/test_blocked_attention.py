@@ -401,7 +401,8 @@ def test_a_shift_takes_no_exponential_that_is_slow_where_exp_is_not(dtype: str) 
     scores = np.full((4, 60), 8 * base, dtype)
     exponential = blocked.exponential_of_shifted(question, scores)
     assert exponential is (np.exp if dtype == "float32" else fast)
-    assert abs(scores - (8 if exponential is np.exp else 8 * base)).max() <= 32 * np.finfo(dtype).eps
+    want = 8 if exponential is np.exp else 8 * base
+    assert abs(scores - want).max() <= 32 * np.finfo(dtype).eps
 
 
 def test_without_a_vector_loop_for_exp2_exp_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
