@@ -7,6 +7,7 @@ import numpy as np
 from equivalence._arrays import Array
 from equivalence.blocked import mean_of_attended
 from equivalence.products import product
+from equivalence.scores import keep_earlier
 
 # Sums over so many tokens at a time are products that can be cut.
 _TOKENS = 384
@@ -52,7 +53,7 @@ def by_chunks(
             normalizer *= fall
         f_T = np.swapaxes(f, -1, -2)
         kernel = q @ f_T
-        np.copyto(kernel, 0, where=~attended)
+        keep_earlier(kernel)
         readouts = mean_of_attended(kernel, y, None if finite else attended)
         numerator = product(q, S_T, output[rows])
         numerator += readouts[..., :c]

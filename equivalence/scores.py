@@ -110,8 +110,11 @@ class Problem(NamedTuple):
         if self.causal:
             (i, end, _), (j, stop, _) = rows.indices(n_q), keys.indices(n_k)
             n = max(0, min(end, stop - 1) - i)  # later queries see all of these keys
-            later = _later if n * (stop - j) <= _KEPT_PAIRS else _later.__wrapped__
-            np.copyto(scores[..., :n, :], to, where=later(n, stop - j, i - j))
+            some = scores[..., :n, :]
+            if to == 0.0:
+                keep_earlier(some, i - j)
+            else:
+                np.copyto(some, to, where=_later(n, stop - j, i - j))
 
     def tiles(self, rows: slice, width: int) -> Iterator[tuple[slice, slice]]:
         """Those of these rows that attend to one of the next `width` keys, and these keys."""
@@ -132,7 +135,30 @@ class Problem(NamedTuple):
         return Problem(Q, K, self.scale, M, self.causal, Q.shape[:-2])
 
 
+def keep_earlier(X: Array, ahead: int = 0) -> None:
+    """Set X (..., n_q, n_k) to 0, in place, where a key comes after a query.
+
+    The first query is `ahead` of the first key. Bit by bit, which is twice as fast as by a mask,
+    and also removes what is not finite.
+
+    >>> X = np.full((2, 3), np.nan)
+    >>> keep_earlier(X)
+    >>> X
+    array([[nan,  0.,  0.],
+           [nan, nan,  0.]])
+    """
+    n_q, n_k = X.shape[-2:]
+    of = _bits_of_earlier if n_q * n_k <= _KEPT_PAIRS else _bits_of_earlier.__wrapped__
+    bits = of(n_q, n_k, ahead, X.itemsize)
+    np.bitwise_and(X.view(bits.dtype), bits, out=X.view(bits.dtype))
+
+
 @lru_cache(maxsize=4)
+def _bits_of_earlier(n_q: int, n_k: int, ahead: int, size: int) -> npt.NDArray[np.integer[Any]]:
+    """All bits of a number of that many bytes, where a key does not come after a query."""
+    return -np.logical_not(_later(n_q, n_k, ahead)).astype(f"i{size}")
+
+
 def _later(n_q: int, n_k: int, ahead: int) -> npt.NDArray[np.bool_]:
     """Which of n_k keys come after each of n_q queries, the first of which is `ahead` of them."""
     return np.arange(n_k) > np.arange(ahead, ahead + n_q)[:, None]
