@@ -128,6 +128,14 @@ def test_any_tiles_are_within_the_budget_of_any_other(
     compare("other tiles", one[rows], other[rows], own + own).require()
 
 
+@pytest.mark.parametrize("spread", [1.0, FAR["float64"]])
+@pytest.mark.parametrize("sizes", [(1, 8, 12), (1, 12, 10), (1, 5, 30), (1, 25, 10), (1, 7, 50)])
+def test_tiles_may_cut_the_diagonal_anywhere(sizes: tuple[int, int, int], spread: float) -> None:
+    Q, K, V = problem(18, 25, 50, spread=spread)
+    got = evaluated(Q, K, V, sizes, causal=True)
+    require(got, Q, K, V, attended=np.tri(25, 50, dtype=bool))
+
+
 @given(st.integers(0, 2**32 - 1), tiles(), st.sampled_from(["none", "causal", "mask"]))
 def test_what_is_not_finite_spoils_what_it_does_in_the_definition(
     seed: int, sizes: tuple[int, int, int], kind: str
@@ -239,6 +247,19 @@ def test_a_sample_has_some_of_all_queries_and_keys() -> None:
     i, j = np.divmod(blocked.sample_of(np.arange(520.0 * 700).reshape(520, 700)), 700)
     assert i[:, 0].tolist() == list(range(0, 520, 65))
     assert j[0].tolist() == list(range(0, 700, 11))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_each_column_of_values_says_how_small_the_sum_may_be(ways: list[str], dtype: str) -> None:
+    n, u = 300, unit_roundoff(dtype)
+    _, K, _ = problem(19, 1, n, d=1, dtype=dtype)
+    Q, K[:] = np.ones((2, 1), dtype), math.log(0.1 / n)
+    for others, last, is_enough in ((1, 1, True), (u / 2, u / 2, False), (0, 1, True), (0, 0, True)):
+        V = np.ones((n, 2), dtype)
+        V[:, 1], V[-1, 1] = others, last  # which is not one of the few that mostly tell
+        ways.clear()
+        require(evaluated(Q, K, V, (1, 2, 100), scale=1.0), Q, K, V, scale=1.0)
+        assert ways == ["without shift"] + ["with running maximum"] * (not is_enough)
 
 
 def test_a_value_of_zero_needs_no_shift(ways: list[str]) -> None:
