@@ -254,12 +254,12 @@ def test_each_column_of_values_says_how_small_the_sum_may_be(ways: list[str], dt
     n, u = 300, unit_roundoff(dtype)
     _, K, _ = problem(19, 1, n, d=1, dtype=dtype)
     Q, K[:] = np.ones((2, 1), dtype), math.log(0.1 / n)
-    for others, last, is_enough in ((1, 1, True), (u / 2, u / 2, False), (0, 1, True), (0, 0, True)):
+    for others, last, enough in ((1, 1, True), (u / 2, u / 2, False), (0, 1, True), (0, 0, True)):
         V = np.ones((n, 2), dtype)
         V[:, 1], V[-1, 1] = others, last  # which is not one of the few that mostly tell
         ways.clear()
         require(evaluated(Q, K, V, (1, 2, 100), scale=1.0), Q, K, V, scale=1.0)
-        assert ways == ["without shift"] + ["with running maximum"] * (not is_enough)
+        assert ways == ["without shift"] + ["with running maximum"] * (not enough)
 
 
 def test_a_value_of_zero_needs_no_shift(ways: list[str]) -> None:
