@@ -16,11 +16,14 @@ _TOKENS = 384
 def sum_of_products(Phi: Array, Y: Array) -> Array:
     """sum_j phi_j y_j^T (..., m, c) for features (..., n, m) and (..., n, c)."""
     batch = np.broadcast_shapes(Phi.shape[:-2], Y.shape[:-2])
-    total = np.zeros((*batch, Phi.shape[-1], Y.shape[-1]), np.result_type(Phi, Y))
-    part = np.empty_like(total)
-    for start in range(0, Phi.shape[-2], _TOKENS):
+    part = total = np.empty((*batch, Phi.shape[-1], Y.shape[-1]), np.result_type(Phi, Y))
+    for start in range(0, max(1, Phi.shape[-2]), _TOKENS):
         rows = np.s_[..., start : start + _TOKENS, :]
-        total += product(np.swapaxes(Phi[rows], -1, -2), Y[rows], part)
+        if start == _TOKENS:
+            part = np.empty_like(total)
+        product(np.swapaxes(Phi[rows], -1, -2), Y[rows], part)
+        if part is not total:
+            total += part
     return total
 
 

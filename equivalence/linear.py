@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import reduce
+from itertools import accumulate, pairwise
 from operator import add
 from types import EllipsisType
 
@@ -112,9 +113,14 @@ def linear_attention(
     root_scale = math.sqrt(as_positive_scale(scale, Q.shape[-1]))
     Q, K, V = (x.astype(compute_dtype(dtype), copy=False) for x in (Q, K, V))
 
-    def phi(points: Array) -> Features:
+    def phi(*tokens: Array) -> Features:
+        """The features of tokens (..., n, d), one after another."""
+        ends = list(accumulate((X.shape[-2] for X in tokens), initial=0))
+        points = np.empty((*tokens[0].shape[:-2], ends[-1], Q.shape[-1]), Q.dtype)
         with np.errstate(all="ignore"):
-            features = feature_map(points * points.dtype.type(root_scale))
+            for X, (start, end) in zip(tokens, pairwise(ends), strict=True):
+                np.multiply(X, X.dtype.type(root_scale), out=points[..., start:end, :])
+            features = feature_map(points)
         if not isinstance(features, Features):
             was = type(features).__name__
             raise TypeError(f"feature_map returned {was}; expected Features of the points")
@@ -139,11 +145,11 @@ def linear_attention(
     return output
 
 
-def _of_both(phi: Callable[[Array], Features], Q: Array, K: Array) -> tuple[Features, Features]:
+def _of_both(phi: Callable[..., Features], Q: Array, K: Array) -> tuple[Features, Features]:
     """The features of queries and keys, of one call of phi where they have the same axes."""
     if Q.shape[:-2] != K.shape[:-2]:
         return phi(Q), phi(K)
-    features, log_scale = phi(np.concatenate([Q, K], axis=-2))
+    features, log_scale = phi(Q, K)
     n = Q.shape[-2]
     of_queries = Features(features[..., :n, :], log_scale[..., :n])
     return of_queries, Features(features[..., n:, :], log_scale[..., n:])

@@ -100,7 +100,8 @@ class FeatureMap(Protocol):
 def as_projections(projections: npt.ArrayLike) -> Array:
     """Return projections as a finite (m, d) array, m and d at least 1.
 
-    Raises ValueError or TypeError otherwise.
+    Its columns are contiguous, as the products of points with W^T want to have them. Raises
+    ValueError or TypeError otherwise.
 
     >>> as_projections([[1.0, 2.0]]).shape
     (1, 2)
@@ -112,7 +113,7 @@ def as_projections(projections: npt.ArrayLike) -> Array:
         )
     if not np.isfinite(W).all():
         raise ValueError("projections has entries that are NaN or infinite; expected finite ones")
-    return W
+    return np.asfortranarray(W)
 
 
 def as_sample(name: str, value: npt.ArrayLike, dim: int) -> Array:
