@@ -24,7 +24,8 @@ from equivalence._arrays import (
     common_dtype,
     compute_dtype,
 )
-from equivalence.blocked import exponential_of, for_products
+from equivalence.blocked import for_products
+from equivalence.exponential import exponential_of
 from equivalence.panels import AttentionGradients, Memory, Panel, cleared
 from equivalence.products import columns
 from equivalence.scores import Problem, as_values

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -22,6 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 from equivalence._arrays import Array
+from equivalence.exponential import (
+    exponential_of,
+    exponential_of_shifted,
+    kernel_of,
+    log_of_largest,
+    sample_of,
+)
 from equivalence.products import columns, product, views_of_columns
 from equivalence.scores import Problem
 from equivalence.tiling import Index, Tiles, in_threads, scratch, tasks
@@ -30,8 +37,8 @@ from equivalence.tiling import Index, Tiles, in_threads, scratch, tasks
 _SMALL = 1 << 14
 # With fewer queries than this, a copy of the keys' transpose costs more than it gains.
 _MANY = 64
-# So many queries and keys of a block tell what scores to expect.
-_SAMPLED_QUERIES, _SAMPLED_KEYS = 8, 64
+# So many values mostly tell how large all of them are together.
+_SAMPLED_VALUES = 64
 
 
 def evaluate(
@@ -62,21 +69,6 @@ def for_products(x: Array, dtype: np.dtype[Any]) -> Array:
     """The matrices in this dtype, where they lie if BLAS can read them there."""
     x = x.astype(dtype, copy=False)
     return x if x.itemsize in x.strides[-2:] else np.ascontiguousarray(x)
-
-
-@cache
-def fast_exponential(dtype: np.dtype[Any]) -> tuple[np.ufunc, float]:
-    """exp or exp2, and the factor of its argument that makes it exp.
-
-    Where NumPy has a vector loop for exp2 it takes half the time of exp in float32, and 7/8 of it
-    in float64; where it has none, exp may have one.
-    """
-    introspect = getattr(np.lib, "introspect", None)  # NumPy 2.1
-    if introspect is None:
-        return np.exp, 1.0
-    loops = introspect.opt_func_info(func_name="^exp2$", signature=dtype.name)["exp2"]
-    vector = any(not loop["current"].startswith("baseline") for loop in loops.values())
-    return (np.exp2, 1 / math.log(2)) if vector else (np.exp, 1.0)
 
 
 def _whole(problem: Problem, V: Array, output: Array) -> None:
@@ -111,6 +103,7 @@ def mean_of_attended(p: Array, V: Array, attended: npt.NDArray[np.bool_] | None)
 
 
 _Tile = tuple[slice, slice, slice, Array]
+"""Which rows of a block, which queries these are, which keys, and their scores."""
 
 
 class _Memory(NamedTuple):
@@ -165,10 +158,7 @@ class _Rows(NamedTuple):
         return self.memory.D[..., : self.rows.stop - self.rows.start, :]
 
     def tiles(self) -> Iterator[_Tile]:
-        """Which of these rows, which queries these are, which keys, and their scores.
-
-        That is scale q.k, times what `exponential_of` says.
-        """
+        """Tiles of these rows, with scores scale q.k times what `exponential_of` says."""
         Q = self.memory.Q[..., : self.rows.stop - self.rows.start, :]
         queries, dtype = self.problem.query[..., self.rows, :], Q.dtype
         scale = self.problem.scale * exponential_of(self.problem, dtype)[1]
@@ -190,48 +180,6 @@ class _Rows(NamedTuple):
         n = total.shape[-2]
         total += product(kappa, V, self.memory.part[..., :n, :])
         D += np.matmul(kappa, ones, out=self.memory.part_of_D[..., :n, :])
-
-
-def exponential_of(problem: Problem, dtype: np.dtype[Any]) -> tuple[np.ufunc, float]:
-    """The exponential for the scores, and the factor that they have to have for it."""
-    return (np.exp, 1.0) if problem.is_biased else fast_exponential(dtype)
-
-
-def kernel_of(problem: Problem, scores: Array, queries: slice, keys: slice) -> Array:
-    """Turn scores times that factor into kappa without a shift, in place; 0 if not attended."""
-    exponential, _ = exponential_of(problem, scores.dtype)
-    if problem.is_biased:
-        problem.exclude(scores, queries, keys)
-        exponential(scores, out=scores)
-        return scores
-    # After it: the exponential of -inf takes ten times as long.
-    exponential(scores, out=scores)
-    problem.exclude(scores, queries, keys, to=0.0)
-    return scores
-
-
-def exponential_of_shifted(problem: Problem, scores: Array) -> np.ufunc:
-    """The exponential for such scores minus a shift; multiplies them, in place, by what it needs.
-
-    Far below 0 exp2 takes ten to a hundred times as long, and so does exp, but not in float32.
-    """
-    exponential, base = exponential_of(problem, scores.dtype)
-    if exponential is np.exp2 and scores.dtype == np.float32:
-        np.multiply(scores, scores.dtype.type(1 / base), out=scores)
-        return np.exp
-    return exponential
-
-
-def sample_of(scores: Array) -> Array:
-    """A few of the scores: what to expect of the others, which are seldom twice as large."""
-    n_q, n_k = scores.shape[-2:]
-    return scores[..., :: -(-n_q // _SAMPLED_QUERIES), :: -(-n_k // _SAMPLED_KEYS)]
-
-
-@cache
-def log_of_largest(dtype: np.dtype[Any]) -> float:
-    """The logarithm of the largest number."""
-    return math.log(np.finfo(dtype).max)
 
 
 def _without_shift(block: _Rows, values: _Values) -> Iterator[_Tile] | None:
@@ -305,8 +253,8 @@ class _Values:
         """
         u = float(np.finfo(self.V.dtype).eps) / 2
         n = self.V.shape[-2]
-        some = abs(self.V[..., :: -(-n // 64), :]).sum(axis=-2)
-        if (some >= n * u).all():  # they mostly suffice
+        some = abs(self.V[..., :: -(-n // _SAMPLED_VALUES), :]).sum(axis=-2)
+        if (some >= n * u).all():
             return u
         size = np.ones((1, n), self.V.dtype) @ abs(self.V)
         return u if ((size >= n * u) | (size == 0)).all() else 1.0

@@ -119,7 +119,7 @@ def linear_attention(
         points = np.empty((*tokens[0].shape[:-2], ends[-1], Q.shape[-1]), Q.dtype)
         with np.errstate(all="ignore"):
             for X, (start, end) in zip(tokens, pairwise(ends), strict=True):
-                np.multiply(X, X.dtype.type(root_scale), out=points[..., start:end, :])
+                np.multiply(X, Q.dtype.type(root_scale), out=points[..., start:end, :])
             features = feature_map(points)
         if not isinstance(features, Features):
             was = type(features).__name__

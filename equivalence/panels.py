@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from equivalence._arrays import Array
-from equivalence.blocked import (
+from equivalence.exponential import (
     exponential_of,
     exponential_of_shifted,
     kernel_of,

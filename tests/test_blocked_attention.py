@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equivalence import attention, blocked
+from equivalence import attention, blocked, exponential
 from equivalence.scores import Problem
 from equivalence.tiling import Tiles, scratch
 from equivalence.verify import oracle
@@ -244,7 +244,7 @@ def test_the_scores_that_tell_it_are_not_computed_again(monkeypatch: pytest.Monk
 
 
 def test_a_sample_has_some_of_all_queries_and_keys() -> None:
-    i, j = np.divmod(blocked.sample_of(np.arange(520.0 * 700).reshape(520, 700)), 700)
+    i, j = np.divmod(exponential.sample_of(np.arange(520.0 * 700).reshape(520, 700)), 700)
     assert i[:, 0].tolist() == list(range(0, 520, 65))
     assert j[0].tolist() == list(range(0, 700, 11))
 
@@ -406,27 +406,27 @@ def test_memory_beyond_the_result_is_that_of_a_block(
 
 def test_the_fast_exponential_is_as_good_as_the_budget_has_it() -> None:
     for dtype, wide in ((np.float32, np.float64), (np.float64, np.longdouble)):
-        exponential, factor = blocked.fast_exponential(np.dtype(dtype))
+        function, factor = exponential.fast_exponential(np.dtype(dtype))
         x = np.linspace(-80, 80, 9999, dtype=dtype)
-        base = wide(2) if exponential is np.exp2 else np.exp(wide(1))
-        error = abs(exponential(x) / base ** x.astype(wide) - 1)
+        base = wide(2) if function is np.exp2 else np.exp(wide(1))
+        error = abs(function(x) / base ** x.astype(wide) - 1)
         assert error.max() <= 8 * unit_roundoff(dtype) + 200 * float(np.finfo(wide).eps)
-        assert factor == (1 / math.log(2) if exponential is np.exp2 else 1.0)
+        assert factor == (1 / math.log(2) if function is np.exp2 else 1.0)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_a_shift_takes_no_exponential_that_is_slow_where_exp_is_not(dtype: str) -> None:
     Q, K, _ = problem(7, 4, 60, dtype=dtype)
     question = Problem.of(Q, K, None, None, False)
-    fast, base = blocked.fast_exponential(np.dtype(dtype))
+    fast, base = exponential.fast_exponential(np.dtype(dtype))
     scores = np.full((4, 60), 8 * base, dtype)
-    exponential = blocked.exponential_of_shifted(question, scores)
-    assert exponential is (np.exp if dtype == "float32" else fast)
-    want = 8 if exponential is np.exp else 8 * base
+    function = exponential.exponential_of_shifted(question, scores)
+    assert function is (np.exp if dtype == "float32" else fast)
+    want = 8 if function is np.exp else 8 * base
     assert abs(scores - want).max() <= 32 * np.finfo(dtype).eps
 
 
 def test_without_a_vector_loop_for_exp2_exp_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocked, "fast_exponential", lambda dtype: (np.exp, 1.0))
+    monkeypatch.setattr(exponential, "fast_exponential", lambda dtype: (np.exp, 1.0))
     Q, K, V = problem(7, 4, 60)
     require(evaluated(Q, K, V, (1, 2, 20)), Q, K, V)

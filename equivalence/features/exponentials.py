@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from equivalence._arrays import Array
-from equivalence.blocked import fast_exponential
+from equivalence.exponential import fast_exponential
 from equivalence.products import product
 
 

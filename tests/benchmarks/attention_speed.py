@@ -73,7 +73,7 @@ def _parts(Q: Any, K: Any, V: Any) -> Callable[[], Any]:
     """The two products and the exponential, for one block: what no evaluation does without."""
     import numpy as np
 
-    from equivalence.blocked import fast_exponential
+    from equivalence.exponential import fast_exponential
     from equivalence.products import product
 
     exponential, _ = fast_exponential(Q.dtype)

@@ -20,7 +20,7 @@ import interleaved
 import numpy as np
 
 from equivalence._arrays import Array
-from equivalence.blocked import fast_exponential
+from equivalence.exponential import fast_exponential
 from equivalence.features import Features, PositiveFeatures
 from equivalence.linear import linear_attention
 from equivalence.products import product
