@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from equivalence._arrays import Array
+from equivalence._arrays import Array, broadcast_axes
 from equivalence.blocked import mean_of_attended
 from equivalence.products import product
 from equivalence.scores import keep_earlier
@@ -15,7 +15,7 @@ _TOKENS = 384
 
 def sum_of_products(Phi: Array, Y: Array) -> Array:
     """sum_j phi_j y_j^T (..., m, c) for features (..., n, m) and (..., n, c)."""
-    batch = np.broadcast_shapes(Phi.shape[:-2], Y.shape[:-2])
+    batch = broadcast_axes("Y", Phi.shape[:-2], Y.shape[:-2])
     part = total = np.empty((*batch, Phi.shape[-1], Y.shape[-1]), np.result_type(Phi, Y))
     for start in range(0, max(1, Phi.shape[-2]), _TOKENS):
         rows = np.s_[..., start : start + _TOKENS, :]

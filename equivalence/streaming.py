@@ -167,10 +167,9 @@ class AttentionState:
         array([[5.]])
         """
         phi_q = _checked("query_features", query_features, self.S.shape[-1]).features
-        broadcast_axes("query_features", self.S.shape[:-2], phi_q.shape[:-2])
+        batch = broadcast_axes("query_features", self.S.shape[:-2], phi_q.shape[:-2])
         with np.errstate(all="ignore"):
             S_T = np.swapaxes(self.S, -1, -2)
-            batch = np.broadcast_shapes(S_T.shape[:-2], phi_q.shape[:-2])
             shape = (*batch, phi_q.shape[-2], S_T.shape[-1])
             numerator = product(phi_q, S_T, np.empty(shape, np.result_type(phi_q, S_T)))
             output: Array = np.divide(numerator, phi_q @ self.n[..., None], out=numerator)
