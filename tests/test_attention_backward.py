@@ -243,6 +243,22 @@ def test_each_score_is_computed_once(monkeypatch: pytest.MonkeyPatch, factor: fl
     assert len(taken) == 5 * 3  # as many as the formulae have, for three blocks of keys
 
 
+def test_shifted_scores_take_the_exponential_that_is_fast_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    G, Q, K, V = problem(17, 8, dtype="float32")
+    asked: list[Array] = []
+    function = panels.exponential_of_shifted
+
+    def spy(question: Any, scores: Array) -> np.ufunc:
+        asked.append(scores)
+        return function(question, scores)
+
+    monkeypatch.setattr(panels, "exponential_of_shifted", spy)
+    attention_backward(G, Q, K * np.float32(1000), V)
+    assert len(asked) == 2  # blocks of keys
+
+
 def test_scores_that_overflow_spoil_what_is_attended_with_them() -> None:
     G, Q, K, V = problem(12)
     seen = np.ones((9, 30), bool)
