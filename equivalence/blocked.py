@@ -34,7 +34,7 @@ from equivalence.scores import Problem
 from equivalence.tiling import Index, Tiles, in_threads, scratch, tasks
 
 # So few scores are not worth the choice.
-_SMALL = 1 << 14
+_SMALL = 10_000
 # With fewer queries than this, a copy of the keys' transpose costs more than it gains.
 _MANY = 64
 # So many values mostly tell how large all of them are together.
