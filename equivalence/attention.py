@@ -72,10 +72,9 @@ def attention(
 
     Notes
     -----
-    Scores exist for a block of queries and keys at a time: memory beyond the output is about 5 MiB
-    a thread in float64, kept for the next call, and a transposed copy of the keys; other arguments
-    are copied only where they are not of the common dtype, or not finite. How:
-    equivalence/blocked.py.
+    Scores exist for a block of queries and keys at a time: memory beyond the output is about 2 MiB
+    a thread, kept for the next call, and a copy of the keys and values of the heads it works on.
+    How: equivalence/blocked.py.
     Source: Vaswani et al. 2017, eq. 1; as a kernel smoother, proofs/softmax_is_kernel_smoothing.py.
 
     Examples

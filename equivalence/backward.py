@@ -24,12 +24,11 @@ from equivalence._arrays import (
     common_dtype,
     compute_dtype,
 )
-from equivalence.blocked import for_products
 from equivalence.exponential import exponential_of
 from equivalence.panels import AttentionGradients, Memory, Panel, cleared
 from equivalence.products import columns
 from equivalence.scores import Problem, as_values
-from equivalence.tiling import Tiles, scratch, tasks
+from equivalence.tiling import Tiles, even_parts, scratch, tasks
 
 __all__ = ["AttentionGradients", "attention_backward"]
 
@@ -37,9 +36,10 @@ __all__ = ["AttentionGradients", "attention_backward"]
 # with more, it is further from the cache.
 _PANEL = 1 << 21
 _FEWEST_ROWS, _MOST_ROWS = 128, 256
-# So many bytes of a row's scores at a time: 1024 keys in float64, 2048 in float32. With a causal
-# mask there are fewer keys: the fewer, the less is computed above its diagonal.
-_KEY_BYTES, _CAUSAL_KEYS = 1 << 13, 256
+# So many bytes of a row's scores at a time: 256 keys in float64, 512 in float32. With more, what is
+# read by columns takes its own place in the L1 cache. With a causal mask there are fewer: the
+# fewer, the less is computed above its diagonal.
+_KEY_BYTES, _CAUSAL_KEY_BYTES = 1 << 11, 1 << 10
 
 
 def attention_backward(
@@ -75,8 +75,8 @@ def attention_backward(
 
     Notes
     -----
-    Memory beyond the result: two panels of 128 to 256 queries and all keys, transposed copies of
-    keys and values, and the gradients of all heads where an argument is broadcast.
+    Memory beyond the result: two panels of 128 to 256 queries and all keys, copies of keys and
+    values, and the gradients of all heads where an argument is broadcast.
     Source: proofs/attention_gradients.py.
 
     Examples
@@ -111,9 +111,9 @@ def _summed(x: Array, shape: tuple[int, ...]) -> Array:
 
 def _tiles(problem: Problem, width: int, dtype: np.dtype[Any]) -> Tiles:
     n_q, n_k = problem.query.shape[-2], problem.key.shape[-2]
-    most = _CAUSAL_KEYS if problem.causal else _KEY_BYTES // dtype.itemsize
+    most = (_CAUSAL_KEY_BYTES if problem.causal else _KEY_BYTES) // dtype.itemsize
     queries = min(n_q, max(_FEWEST_ROWS, min(_MOST_ROWS, _PANEL // n_k)))
-    keys = min(n_k, most)
+    keys = even_parts(n_k, most)
     return Tiles(max(1, most * _MOST_ROWS // (queries * max(keys, width))), queries, keys)
 
 
@@ -130,17 +130,18 @@ def _add_all(problem: Problem, V: Array, G: Array, to: AttentionGradients) -> No
     for index, starts in tasks(problem.batch, n_q, tiles, 1):
         heads = problem.of_heads(index)
         v, g = (np.broadcast_to(x, (*problem.batch, *x.shape[-2:]))[index] for x in (V, G))
-        (K, bad_key), (v, bad_value) = cleared(for_products(heads.key, dtype)), cleared(v)
+        (k, bad_key), (v, bad_value) = cleared(heads.key), cleared(v)
         bad = (bad_key | bad_value).astype(dtype)
-        heads = heads._replace(key=K)
-        each = [(rows, d), (rows, c), (rows, 1), (rows, width), (rows, d), (width, d), (width, c)]
-        blocks = [(d, width), (c, width), (rows, width), (rows, width)]
-        shapes = [(*heads.batch, *shape) for shape in each]
-        shapes += [(n_blocks, *heads.batch, *shape) for shape in blocks]
-        with scratch(dtype, *shapes, (width, 1)) as arrays:
+        B = heads.batch
+        tokens = (*B, rows, d), (*B, rows, c), (*B, n_k, d)
+        transposed = (n_blocks, *B, d, width), (n_blocks, *B, c, width)
+        each = (rows, 1), (rows, d), (width, d), (width, c)
+        shapes = [*((*B, *shape) for shape in each), *2 * [(n_blocks, *B, rows, width)], (width, 1)]
+        with scratch(dtype, *shapes, operands=(*tokens, *transposed)) as arrays:
             memory = Memory(*arrays)
             memory.ones.fill(1)
-            columns(K, width, memory.K_T)
+            np.copyto(memory.K, k, casting="same_kind")
+            columns(k, width, memory.K_T)
             columns(v, width, memory.V_T)
             part_of = AttentionGradients(*(x[index] for x in to))
             for start in starts:

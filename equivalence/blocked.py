@@ -31,11 +31,11 @@ from equivalence.exponential import (
 )
 from equivalence.products import columns, product, views_of_columns
 from equivalence.scores import Problem
-from equivalence.tiling import Index, Tiles, in_threads, scratch, tasks
+from equivalence.tiling import Index, Tiles, contiguous, in_threads, scratch, tasks
 
 # So few scores are not worth the choice.
 _SMALL = 10_000
-# With fewer queries than this, a copy of the keys' transpose costs more than it gains.
+# With fewer queries than this, copies of keys and values cost more than they gain.
 _MANY = 64
 # So many values mostly tell how large all of them are together.
 _SAMPLED_VALUES = 64
@@ -50,7 +50,7 @@ def evaluate(
         output.fill(np.nan)
         return
     small = tiles is None and math.prod(problem.batch) * n_q * n_k <= _SMALL
-    tiles = tiles or Tiles.of(n_q, n_k, max(d, c), causal=problem.causal)
+    tiles = tiles or Tiles.of(n_q, n_k, max(d, c), output.dtype, causal=problem.causal)
 
     def work(task: tuple[Index, Sequence[int]]) -> None:
         index, starts = task
@@ -122,16 +122,19 @@ def _by_tiles(
     problem: Problem, V: Array, output: Array, tiles: Tiles, starts: Sequence[int]
 ) -> None:
     dtype, (n_q, d), (n_k, c) = output.dtype, problem.query.shape[-2:], V.shape[-2:]
-    V = for_products(V, dtype)
-    n_copied = -(-n_k // tiles.keys) if n_q >= _MANY else 0
-    copies = n_copied, *problem.batch, d, tiles.keys
+    n_copied = n_k if n_q >= _MANY else 0
+    for_K_T = -(-n_copied // tiles.keys), *problem.batch, d, tiles.keys
+    for_V = *problem.batch, n_copied, c
     widths = d, tiles.keys, c, 1, 1
-    shapes = [(*problem.batch, tiles.queries, width) for width in widths]
-    with scratch(dtype, copies, *shapes, (tiles.keys, 1)) as (copied, *arrays):
+    shapes = *((*problem.batch, tiles.queries, width) for width in widths), (tiles.keys, 1)
+    with scratch(dtype, *shapes, operands=(for_K_T, for_V)) as (K_copy, V_copy, *arrays):
         if n_copied:
-            K_T = columns(problem.key, tiles.keys, copied)
+            K_T = columns(problem.key, tiles.keys, K_copy)
+            np.copyto(V_copy, V, casting="same_kind")
+            V = V_copy
         else:
             K_T = views_of_columns(for_products(problem.key, dtype), tiles.keys)
+            V = for_products(V, dtype)
         memory = _Memory(K_T, *arrays)
         memory.ones.fill(1)
         values = _Values(V)
@@ -165,7 +168,8 @@ class _Rows(NamedTuple):
         np.multiply(queries, dtype.type(scale), out=Q, dtype=dtype, casting="same_kind")
         for seen, keys in self.problem.tiles(self.rows, len(self.memory.ones)):
             part, width = slice(seen.start - self.rows.start, None), keys.stop - keys.start
-            scores = self.memory.scores[..., : seen.stop - seen.start, :width]
+            shape = *Q.shape[:-2], seen.stop - seen.start, width
+            scores = contiguous(self.memory.scores, shape)
             K_T = self.memory.K_T[keys.start // len(self.memory.ones)][..., :width]
             yield part, seen, keys, product(Q[..., part, :], K_T, scores)
 

@@ -23,6 +23,7 @@ from equivalence.exponential import (
 )
 from equivalence.products import product
 from equivalence.scores import Problem
+from equivalence.tiling import contiguous
 
 
 class AttentionGradients(NamedTuple):
@@ -42,17 +43,20 @@ def cleared(X: Array) -> tuple[Array, npt.NDArray[np.bool_]]:
 
 
 class Memory(NamedTuple):
-    """For a panel: its Q, g, D and parts of the sums; for each block of keys, what it keeps."""
+    """For a panel: its Q and g, and all keys; for each block of keys, K^T and V^T.
+
+    Then D and parts of the sums of a panel, and what is kept of each block.
+    """
 
     Q: Array
     G: Array
+    K: Array
+    K_T: Array
+    V_T: Array
     D: Array
-    e: Array
     of_q: Array
     of_k: Array
     of_v: Array
-    K_T: Array
-    V_T: Array
     kappa: Array
     moved: Array
     ones: Array
@@ -87,13 +91,14 @@ class Panel(NamedTuple):
     @classmethod
     def of(cls, problem: Problem, rows: slice, memory: Memory) -> Panel:
         """The panel of these queries, to be filled: its arrays are parts of the memory."""
-        n, blocks = rows.stop - rows.start, []
-        for i, (queries, keys) in enumerate(problem.tiles(rows, memory.kappa.shape[-1])):
+        n, blocks, width = rows.stop - rows.start, [], memory.K_T.shape[-1]
+        for i, (queries, keys) in enumerate(problem.tiles(rows, width)):
             part, size = slice(queries.start - rows.start, n), keys.stop - keys.start
             transposed = (x[i][..., :size] for x in (memory.K_T, memory.V_T))
-            pairs = (x[i][..., part, :size] for x in (memory.kappa, memory.moved))
+            shape = *problem.batch, n - part.start, size
+            pairs = (contiguous(x[i], shape) for x in (memory.kappa, memory.moved))
             blocks.append(Block(part, queries, keys, *transposed, *pairs))
-        Q, G, D = (x[..., :n, :] for x in memory[:3])
+        Q, G, D = (x[..., :n, :] for x in (memory.Q, memory.G, memory.D))
         return cls(problem, rows, Q, G, D, blocks, memory)
 
     def take_in(self, gradient: Array, base: float, bad: Array | None) -> npt.NDArray[np.bool_]:
@@ -209,10 +214,10 @@ class Panel(NamedTuple):
         by_query = to.query[..., self.rows, :]
         for block in self.blocks:
             n, width = block.moved.shape[-2:]
-            e = self.memory.e[..., :n, :width]
-            np.multiply(block.kappa, mean[..., block.part, :], out=e)
-            np.subtract(block.moved, e, out=e)
-            K, Q = self.problem.key[..., block.keys, :], self.Q[..., block.part, :]
+            e = block.moved
+            np.multiply(block.kappa, mean[..., block.part, :], out=block.kappa)
+            np.subtract(e, block.kappa, out=e)
+            K, Q = self.memory.K[..., block.keys, :], self.Q[..., block.part, :]
             of_q, of_k = self.memory.of_q[..., :n, :], self.memory.of_k[..., :width, :]
             by_query[..., block.part, :] += product(e, K, of_q)
             to.key[..., block.keys, :] += product(np.swapaxes(e, -1, -2), Q, of_k)

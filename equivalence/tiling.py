@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from itertools import accumulate
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,17 +16,19 @@ import numpy.typing as npt
 
 from equivalence._arrays import Array
 
-# So many queries and keys are worked on at a time: with fewer, calls cost more than caches gain.
-# With a causal mask the keys are fewer, as a block of them on the diagonal is computed whole.
-_FULL, _CAUSAL = (512, 1024), (1024, 128)
+# Scores of so many bytes are worked on at a time, which an L2 cache holds: with fewer, calls cost
+# more than the cache gains. They are of so many keys; with a causal mask of fewer, as a block of
+# them on the diagonal is computed whole.
+_TILE_BYTES = 1 << 20
+_KEYS, _CAUSAL_KEYS = 512, 128
 # Keys with no more entries than this let BLAS work on several queries at once with its kernels for
 # small products.
 _KEY_ENTRIES = 1 << 16
-# As many scores as these are worth a call, of few queries or of few keys.
-_ENOUGH = 1 << 18
 # What a thread keeps for its next call. Fresh pages cost more than attention does at n = 512.
 _KEPT_BYTES = 1 << 23
-_LINE = 64
+_LINE, _LINES_APART = 64, 16
+# BLAS's kernels work on so many keys at a time.
+_MULTIPLE = 64
 
 _Task = TypeVar("_Task")
 Index = tuple[int | slice, ...]
@@ -40,16 +43,25 @@ class Tiles(NamedTuple):
     keys: int
 
     @classmethod
-    def of(cls, n_q: int, n_k: int, width: int, *, causal: bool) -> Tiles:
+    def of(cls, n_q: int, n_k: int, width: int, dtype: np.dtype[Any], *, causal: bool) -> Tiles:
         """The sizes for n_q queries and n_k keys, where no token has more than `width` entries."""
-        most_queries, most_keys = _CAUSAL if causal else _FULL
-        entries = most_queries * most_keys
+        entries, most_keys = _TILE_BYTES // dtype.itemsize, _CAUSAL_KEYS if causal else _KEYS
         most_keys = min(most_keys, max(256, _KEY_ENTRIES // max(1, width)))
-        queries = max(1, min(n_q, max(most_queries, _ENOUGH // max(1, n_k, width))))
+        queries = max(1, even_parts(n_q, entries // max(1, min(n_k, most_keys), width)))
         if not causal:
-            most_keys = max(most_keys, _ENOUGH // queries)
-        keys = max(1, min(n_k, most_keys))
+            most_keys = max(most_keys, entries // queries)
+        keys = max(1, even_parts(n_k, most_keys))
         return cls(max(1, entries // (queries * max(keys, width))), queries, keys)
+
+
+def even_parts(n: int, most: int) -> int:
+    """The size of parts of n, of at most `most`: as few as can be, and nearly equal.
+
+    >>> even_parts(600, 512), even_parts(500, 512), even_parts(512, 512)
+    (320, 500, 512)
+    """
+    size = -(-n // max(1, -(-n // most)))
+    return min(n, most, -(-size // _MULTIPLE) * _MULTIPLE)
 
 
 def tasks(
@@ -90,13 +102,43 @@ def in_threads(work: Callable[[_Task], None], each: Sequence[_Task], n_threads: 
 _spare = threading.local()
 
 
+@cache
+def leading_dimension(width: int, dtype: np.dtype[Any]) -> int:
+    """So many numbers from a row to the next in memory, for rows of `width`.
+
+    Every row then starts at a cache line, as the first does: BLAS reads 64 bytes at a time, which
+    takes twice as long if they are in two lines. And rows that a power of two of lines lies between
+    would share a few places of the L1 cache, where a column of them is read.
+
+    >>> [leading_dimension(width, np.dtype("d")) for width in (5, 64, 512)]
+    [8, 64, 520]
+    """
+    lines = -(-width * dtype.itemsize // _LINE)
+    return (lines + (lines % _LINES_APART == 0)) * _LINE // dtype.itemsize
+
+
+def contiguous(memory: Array, shape: tuple[int, ...]) -> Array:
+    """The first numbers of a contiguous array, as an array of that shape, with no gaps.
+
+    NumPy's loops work on it at once, on a part of a wider array row by row.
+    """
+    return memory.reshape(-1)[: math.prod(shape)].reshape(shape)
+
+
 @contextmanager
-def scratch(dtype: np.dtype[Any], *shapes: tuple[int, ...]) -> Iterator[Sequence[Array]]:
-    """Arrays of these shapes, each from a cache line's start, that the thread keeps."""
+def scratch(
+    dtype: np.dtype[Any], *shapes: tuple[int, ...], operands: Sequence[tuple[int, ...]] = ()
+) -> Iterator[Sequence[Array]]:
+    """Arrays of these shapes, each from a cache line's start, that the thread keeps.
+
+    Before them those for the second operands of products, whose rows all start at cache lines.
+    """
+    padded = ((*shape[:-1], leading_dimension(shape[-1], dtype)) for shape in operands)
     asked: _Kept = _spare.__dict__.pop("kept", _Kept())
-    kept = asked.arranged(dtype, shapes)
+    kept = asked.arranged(dtype, (*padded, *shapes))
+    of_rows = (x[..., : shape[-1]] for x, shape in zip(kept.arrays, operands, strict=False))
     try:
-        yield kept.arrays
+        yield [*of_rows, *kept.arrays[len(operands) :]]
     finally:
         if kept.memory.size <= _KEPT_BYTES:
             _spare.kept = kept

@@ -20,7 +20,7 @@ from equivalence.verify.gradient_budgets import backward_budgets
 
 Array = np.ndarray[Any, Any]
 S = 0.5
-BLOCKS = ("_KEY_BYTES", 96), ("_CAUSAL_KEYS", 7), ("_MOST_ROWS", 8), ("_FEWEST_ROWS", 8)
+BLOCKS = ("_KEY_BYTES", 96), ("_CAUSAL_KEY_BYTES", 56), ("_MOST_ROWS", 8), ("_FEWEST_ROWS", 8)
 
 
 @pytest.fixture(autouse=True, scope="module")

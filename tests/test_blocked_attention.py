@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from equivalence import attention, blocked, exponential
 from equivalence.scores import Problem
-from equivalence.tiling import Tiles, scratch
+from equivalence.tiling import Tiles, contiguous, even_parts, scratch
 from equivalence.verify import oracle
 from equivalence.verify.budgets import attention_budget, unit_roundoff
 from equivalence.verify.compare import compare
@@ -272,23 +272,31 @@ def test_a_value_of_zero_needs_no_shift(ways: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_q", "n_k", "width", "causal", "sizes"),
+    ("n_q", "n_k", "width", "dtype", "causal", "sizes"),
     [
-        (8192, 8192, 64, False, (1, 512, 1024)),
-        (8192, 8192, 64, True, (1, 1024, 128)),
-        (512, 512, 32, False, (2, 512, 512)),
-        (512, 512, 32, True, (2, 512, 128)),  # the fewer, the less above the diagonal
-        (8192, 8192, 128, False, (2, 512, 512)),  # more would not be cut for small kernels
-        (1, 32768, 64, False, (16, 1, 32768)),
-        (4096, 16, 64, False, (2, 4096, 16)),
-        (16, 16, 16, False, (2048, 16, 16)),
-        (0, 0, 1, False, (524288, 1, 1)),
+        (8192, 8192, 64, "d", False, (1, 256, 512)),
+        (8192, 8192, 64, "f", False, (1, 512, 512)),
+        (8192, 8192, 64, "d", True, (1, 1024, 128)),
+        (600, 900, 64, "f", False, (1, 320, 512)),  # nearly equal, not 512 and some
+        (512, 512, 32, "f", True, (4, 512, 128)),  # the fewer, the less above the diagonal
+        (8192, 8192, 256, "d", False, (1, 512, 256)),  # more would not be cut for small kernels
+        (1, 32768, 64, "d", False, (4, 1, 32768)),
+        (4096, 16, 64, "d", False, (1, 2048, 16)),
+        (16, 16, 16, "d", False, (512, 16, 16)),
+        (0, 0, 1, "d", False, (131072, 1, 1)),
     ],
 )
 def test_tiles_fit_the_caches(
-    n_q: int, n_k: int, width: int, causal: bool, sizes: tuple[int, int, int]
+    n_q: int, n_k: int, width: int, dtype: str, causal: bool, sizes: tuple[int, int, int]
 ) -> None:
-    assert Tiles.of(n_q, n_k, width, causal=causal) == sizes
+    assert Tiles.of(n_q, n_k, width, np.dtype(dtype), causal=causal) == sizes
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000))
+def test_parts_are_few_and_nearly_equal(n: int, most: int) -> None:
+    size, fewest = even_parts(n, most), -(-n // most)
+    assert size <= min(n, most)
+    assert size * fewest >= n > (size - 64) * fewest
 
 
 def test_memory_that_is_in_use_is_not_given_away() -> None:
@@ -301,6 +309,23 @@ def test_memory_that_is_in_use_is_not_given_away() -> None:
         assert same[0] is again[0]
     with scratch(np.dtype("i"), (8,)) as other:
         assert other[0].dtype == np.dtype("i")
+
+
+def test_rows_of_operands_start_at_cache_lines() -> None:
+    with scratch(np.dtype("f"), (4,), operands=[(2, 3, 65), (0, 256)]) as (X, none, other):
+        assert X.shape == (2, 3, 65)
+        assert none.shape == (0, 256)
+        assert other.shape == (4,)
+        assert all(row.ctypes.data % 64 == 0 for matrix in X for row in matrix)
+        assert not np.shares_memory(X, other)
+
+
+def test_a_part_of_the_memory_has_no_gaps() -> None:
+    memory = np.zeros((2, 3, 4))
+    part = contiguous(memory, (2, 2, 3))
+    part[...] = 1
+    assert part.flags.c_contiguous
+    assert memory.sum() == memory.reshape(-1)[:12].sum() == 12
 
 
 def test_each_block_of_queries_goes_its_own_way(ways: list[str]) -> None:

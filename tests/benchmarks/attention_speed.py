@@ -25,7 +25,6 @@ HEADS = (12, 512, 32)
 ROUNDS, AT_LEAST = 7, 0.05
 # From here on a call takes so long that few are made; and the backward pass is left out.
 LONG, LONGEST_BACKWARD = 8192, 8192
-BLOCK = 512, 256
 
 
 def about(library: str) -> str:
@@ -50,7 +49,7 @@ def prepare(library: str, case: Case) -> Callable[[], Any]:
     if library == "torch":
         return _torch(Q, K, V, case["what"])
     if library == "parts":
-        return _parts(Q, K[: BLOCK[1]], V[: BLOCK[1]])
+        return _parts(Q, K, V)
     from equivalence import attention, attention_backward
 
     if case["what"] == "backward":
@@ -69,22 +68,35 @@ def _torch(Q: Any, K: Any, V: Any, what: str) -> Callable[[], Any]:
     return lambda: of(q, k, v, is_causal=what == "causal")
 
 
+def _tile(n: int, width: int, dtype: str) -> tuple[int, int]:
+    """How many queries and keys are worked on at a time."""
+    import numpy as np
+
+    from equivalence.tiling import Tiles
+
+    return Tiles.of(n, n, width, np.dtype(dtype), causal=False)[1:]
+
+
 def _parts(Q: Any, K: Any, V: Any) -> Callable[[], Any]:
-    """The two products and the exponential, for one block: what no evaluation does without."""
+    """The two products and the exponential, for one tile: what no evaluation does without."""
     import numpy as np
 
     from equivalence.exponential import fast_exponential
     from equivalence.products import product
+    from equivalence.tiling import scratch
 
     exponential, _ = fast_exponential(Q.dtype)
-    K_T = np.ascontiguousarray(K.T)
-    scores = Q @ K_T / math.sqrt(Q.shape[-1])
-    products, P, output = np.empty_like(scores), np.empty_like(scores), np.empty_like(Q)
+    d, (rows, keys) = Q.shape[-1], _tile(*Q.shape[-2:], Q.dtype)
+    of_pairs, operands = 2 * [(rows, keys)], [(d, keys), (keys, d)]
+    with scratch(Q.dtype, (rows, d), *of_pairs, (rows, d), operands=operands) as arrays:
+        K_T, values, queries, scores, P, output = arrays
+    queries[...], K_T[...], values[...] = Q[:rows] / math.sqrt(d), K[:keys].T, V[:keys]
+    products = np.matmul(queries, K_T)
 
     def call() -> None:
-        product(Q, K_T, products)
-        exponential(scores, out=P)
-        product(P, V, output)
+        product(queries, K_T, scores)
+        exponential(products, out=P)
+        product(P, values, output)
 
     return call
 
@@ -128,11 +140,7 @@ def _row(shape: tuple[int, ...], dtype: str, workers: Workers) -> float:
     n, pairs = shape[-2], math.prod(shape[:-2]) * shape[-2] ** 2
     asked = [x for x in workers if x[1] != "backward" or n <= LONGEST_BACKWARD]
     cases = [
-        {
-            "shape": (min(n, BLOCK[0]), shape[-1]) if what == "block" else shape,
-            "dtype": dtype,
-            "what": what,
-        }
+        {"shape": shape[-2:] if what == "block" else shape, "dtype": dtype, "what": what}
         for _, what in asked
     ]
     number = ROUNDS if n < LONG else 3 if n < 2 * LONG else 1
@@ -140,8 +148,8 @@ def _row(shape: tuple[int, ...], dtype: str, workers: Workers) -> float:
     times = dict(zip(asked, rounds, strict=True))
     beyond = workers["ours", "full"].peak_bytes() - math.prod(shape) * int(dtype[-2:]) // 8
     full = times["ours", "full"]
-    block = min(n, BLOCK[0]) * min(n, BLOCK[1])
-    roofline = [seconds * pairs / block for seconds in times["parts", "block"]]
+    tile = math.prod(_tile(*shape[-2:], dtype))
+    roofline = [seconds * pairs / tile for seconds in times["parts", "block"]]
 
     def over(what: tuple[str, str], below: list[float]) -> str:
         return f"{interleaved.ratio(times[what], below):.2f}" if what in times else "-"
