@@ -25,10 +25,11 @@ from equivalence._arrays import (
     compute_dtype,
 )
 from equivalence.exponential import exponential_of
+from equivalence.memory import scratch
 from equivalence.panels import AttentionGradients, Memory, Panel, cleared
 from equivalence.products import columns
 from equivalence.scores import Problem, as_values
-from equivalence.tiling import Tiles, even_parts, scratch, tasks
+from equivalence.tiling import Tiles, even_parts, tasks
 
 __all__ = ["AttentionGradients", "attention_backward"]
 

@@ -29,9 +29,10 @@ from equivalence.exponential import (
     log_of_largest,
     sample_of,
 )
+from equivalence.memory import contiguous, scratch
 from equivalence.products import columns, product, views_of_columns
 from equivalence.scores import Problem
-from equivalence.tiling import Index, Tiles, contiguous, in_threads, scratch, tasks
+from equivalence.tiling import Index, Tiles, in_threads, tasks
 
 # So few scores are not worth the choice.
 _SMALL = 10_000

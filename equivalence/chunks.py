@@ -6,6 +6,7 @@ import numpy as np
 
 from equivalence._arrays import Array, broadcast_axes
 from equivalence.blocked import mean_of_attended
+from equivalence.memory import operand
 from equivalence.products import product
 from equivalence.scores import keep_earlier
 
@@ -77,10 +78,15 @@ def largest_so_far(before: Array, log_scale: Array, chunk_size: int) -> Array:
     return largest
 
 
+def scaled(V: Array, factor: Array) -> Array:
+    """v times each token's factor: (..., n, c) and (..., n) give (..., n, c)."""
+    return homogeneous(V, factor)[..., :-1]
+
+
 def homogeneous(V: Array, factor: Array) -> Array:
     """[v; 1] times each token's factor: (..., n, c) and (..., n) give (..., n, c + 1)."""
     batch = np.broadcast_shapes(V.shape[:-2], factor.shape[:-1])
-    Y = np.empty((*batch, V.shape[-2], V.shape[-1] + 1), np.result_type(V, factor))
+    Y = operand((*batch, V.shape[-2], V.shape[-1] + 1), np.result_type(V, factor))
     np.multiply(V, factor[..., None], out=Y[..., :-1])
     Y[..., -1] = factor
     return Y

@@ -21,9 +21,9 @@ from equivalence.exponential import (
     log_of_largest,
     sample_of,
 )
+from equivalence.memory import contiguous
 from equivalence.products import product
 from equivalence.scores import Problem
-from equivalence.tiling import contiguous
 
 
 class AttentionGradients(NamedTuple):

@@ -4,7 +4,7 @@ OpenBLAS copies the operands of a product to where its kernels want them, except
 AVX-512, those of up to a million multiplications whose second operand has contiguous rows. These
 are read where they lie: cut like that, the products of attention take 6 to 18 % less time on an AMD
 EPYC, and 18 to 30 % on an Intel Xeon if the rows of the second operand start at cache lines, as in
-equivalence.tiling.scratch (tests/benchmarks/test_products.py).
+equivalence.memory.scratch (tests/benchmarks/test_products.py).
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def _rows_at_a_time(k: int, c: int, contiguous: bool) -> int:
 
 def _in_groups(X: Array, rows: int) -> Array:
     """(..., n, k) as (..., n / rows, rows, k): a view, however X lies in memory."""
-    return X.reshape(*X.shape[:-2], -1, rows, X.shape[-1])
+    *batch, n, k = X.shape
+    return X.reshape(*batch, n // rows, rows, k)
 
 
 def columns(X: Array, width: int, memory: Array) -> list[Array]:

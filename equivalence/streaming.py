@@ -30,9 +30,13 @@ from equivalence._arrays import (
     broadcast_axes,
     compute_dtype,
 )
-from equivalence.chunks import by_chunks, homogeneous, largest_so_far, sum_of_products
+from equivalence.chunks import by_chunks, homogeneous, largest_so_far, scaled, sum_of_products
 from equivalence.features.base import Features, range_of, require_one_scale
+from equivalence.memory import as_operand, operand
 from equivalence.products import product
+
+# For fewer queries a copy of S costs more than it gains.
+_MANY = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +126,7 @@ class AttentionState:
         with np.errstate(all="ignore"):
             # A token's scale multiplies its c values rather than its m features.
             factor = np.exp(keys.log_scale - _finite(largest)[..., None])
-            S = np.swapaxes(sum_of_products(keys.features, V * factor[..., None]), -1, -2)
+            S = np.swapaxes(sum_of_products(keys.features, scaled(V, factor)), -1, -2)
             n = (factor[..., None, :] @ keys.features)[..., 0, :]
         return cls(S, n, largest, least)
 
@@ -169,8 +173,9 @@ class AttentionState:
         phi_q = _checked("query_features", query_features, self.S.shape[-1]).features
         batch = broadcast_axes("query_features", self.S.shape[:-2], phi_q.shape[:-2])
         with np.errstate(all="ignore"):
-            S_T = np.swapaxes(self.S, -1, -2)
-            shape = (*batch, phi_q.shape[-2], S_T.shape[-1])
+            S_T, n_q = np.swapaxes(self.S, -1, -2), phi_q.shape[-2]
+            S_T = as_operand(S_T) if n_q >= _MANY else S_T
+            shape = (*batch, n_q, S_T.shape[-1])
             numerator = product(phi_q, S_T, np.empty(shape, np.result_type(phi_q, S_T)))
             output: Array = np.divide(numerator, phi_q @ self.n[..., None], out=numerator)
         return output
@@ -219,7 +224,7 @@ class AttentionState:
             Y = homogeneous(V, np.exp(keys.log_scale - _finite(own_top)))
             falls = np.exp(tops[..., :-1] - _finite(tops[..., 1:]))
             dtype = np.result_type(self.S, keys.features, Y)
-            S_T, normalizer = np.empty((*batch, m, c), dtype), np.empty((*batch, m, 1), dtype)
+            S_T, normalizer = operand((*batch, m, c), dtype), np.empty((*batch, m, 1), dtype)
             S_T[...], normalizer[...] = np.swapaxes(self.S, -1, -2), self.n[..., None]
             output = by_chunks(S_T, normalizer, phi_q, keys.features, Y, falls, chunk_size)
         scales = (np.broadcast_to(scale, batch) for scale in (tops[..., -1], least))

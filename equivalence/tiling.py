@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import cache
-from itertools import accumulate
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
-
-from equivalence._arrays import Array
 
 # Scores of so many bytes are worked on at a time, which an L2 cache holds: with fewer, calls cost
 # more than the cache gains. They are of so many keys; with a causal mask of fewer, as a block of
@@ -24,9 +17,6 @@ _KEYS, _CAUSAL_KEYS = 512, 128
 # Keys with no more entries than this let BLAS work on several queries at once with its kernels for
 # small products.
 _KEY_ENTRIES = 1 << 16
-# What a thread keeps for its next call. Fresh pages cost more than attention does at n = 512.
-_KEPT_BYTES = 1 << 23
-_LINE, _LINES_APART = 64, 16
 # BLAS's kernels work on so many keys at a time.
 _MULTIPLE = 64
 
@@ -97,72 +87,3 @@ def in_threads(work: Callable[[_Task], None], each: Sequence[_Task], n_threads: 
     with ThreadPoolExecutor(n_threads) as pool:
         for _ in pool.map(work, each):
             pass
-
-
-_spare = threading.local()
-
-
-@cache
-def leading_dimension(width: int, dtype: np.dtype[Any]) -> int:
-    """So many numbers from a row to the next in memory, for rows of `width`.
-
-    Every row then starts at a cache line, as the first does: BLAS reads 64 bytes at a time, which
-    takes twice as long if they are in two lines. And rows that a power of two of lines lies between
-    would share a few places of the L1 cache, where a column of them is read.
-
-    >>> [leading_dimension(width, np.dtype("d")) for width in (5, 64, 512)]
-    [8, 64, 520]
-    """
-    lines = -(-width * dtype.itemsize // _LINE)
-    return (lines + (lines % _LINES_APART == 0)) * _LINE // dtype.itemsize
-
-
-def contiguous(memory: Array, shape: tuple[int, ...]) -> Array:
-    """The first numbers of a contiguous array, as an array of that shape, with no gaps.
-
-    NumPy's loops work on it at once, on a part of a wider array row by row.
-    """
-    return memory.reshape(-1)[: math.prod(shape)].reshape(shape)
-
-
-@contextmanager
-def scratch(
-    dtype: np.dtype[Any], *shapes: tuple[int, ...], operands: Sequence[tuple[int, ...]] = ()
-) -> Iterator[Sequence[Array]]:
-    """Arrays of these shapes, each from a cache line's start, that the thread keeps.
-
-    Before them those for the second operands of products, whose rows all start at cache lines.
-    """
-    padded = ((*shape[:-1], leading_dimension(shape[-1], dtype)) for shape in operands)
-    asked: _Kept = _spare.__dict__.pop("kept", _Kept())
-    kept = asked.arranged(dtype, (*padded, *shapes))
-    of_rows = (x[..., : shape[-1]] for x, shape in zip(kept.arrays, operands, strict=False))
-    try:
-        yield [*of_rows, *kept.arrays[len(operands) :]]
-    finally:
-        if kept.memory.size <= _KEPT_BYTES:
-            _spare.kept = kept
-
-
-class _Kept(NamedTuple):
-    """Arrays, and the memory they are in."""
-
-    dtype: np.dtype[Any] = np.dtype(np.uint8)
-    shapes: tuple[tuple[int, ...], ...] = ()
-    memory: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
-    arrays: Sequence[Array] = ()
-
-    def arranged(self, dtype: np.dtype[Any], shapes: tuple[tuple[int, ...], ...]) -> _Kept:
-        """The same if it has these shapes; or in its memory, if that suffices."""
-        if dtype == self.dtype and shapes == self.shapes:
-            return self
-        sizes = [-(-math.prod(shape) * dtype.itemsize // _LINE) * _LINE for shape in shapes]
-        memory, needed = self.memory, sum(sizes) + _LINE
-        if memory.size < needed:
-            memory = np.empty(needed, np.uint8)
-        starts = accumulate(sizes, initial=-memory.ctypes.data % _LINE)
-        arrays = [
-            np.ndarray(shape, dtype, memory.data, at)
-            for shape, at in zip(shapes, starts, strict=False)
-        ]
-        return _Kept(dtype, shapes, memory, arrays)

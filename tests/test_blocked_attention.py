@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from equivalence import attention, blocked, exponential
 from equivalence.scores import Problem
-from equivalence.tiling import Tiles, contiguous, even_parts, scratch
+from equivalence.tiling import Tiles, even_parts
 from equivalence.verify import oracle
 from equivalence.verify.budgets import attention_budget, unit_roundoff
 from equivalence.verify.compare import compare
@@ -297,35 +297,6 @@ def test_parts_are_few_and_nearly_equal(n: int, most: int) -> None:
     size, fewest = even_parts(n, most), -(-n // most)
     assert size <= min(n, most)
     assert size * fewest >= n > (size - 64) * fewest
-
-
-def test_memory_that_is_in_use_is_not_given_away() -> None:
-    with scratch(np.dtype(float), (3,), (2,)) as first, scratch(np.dtype(float), (4,)) as second:
-        assert not any(np.shares_memory(x, second[0]) for x in first)
-        assert all(x.ctypes.data % 64 == 0 for x in (*first, *second))
-    with scratch(np.dtype("f"), (8,)) as again:
-        assert np.shares_memory(again[0], first[0])
-    with scratch(np.dtype("f"), (8,)) as same:
-        assert same[0] is again[0]
-    with scratch(np.dtype("i"), (8,)) as other:
-        assert other[0].dtype == np.dtype("i")
-
-
-def test_rows_of_operands_start_at_cache_lines() -> None:
-    with scratch(np.dtype("f"), (4,), operands=[(2, 3, 65), (0, 256)]) as (X, none, other):
-        assert X.shape == (2, 3, 65)
-        assert none.shape == (0, 256)
-        assert other.shape == (4,)
-        assert all(row.ctypes.data % 64 == 0 for matrix in X for row in matrix)
-        assert not np.shares_memory(X, other)
-
-
-def test_a_part_of_the_memory_has_no_gaps() -> None:
-    memory = np.zeros((2, 3, 4))
-    part = contiguous(memory, (2, 2, 3))
-    part[...] = 1
-    assert part.flags.c_contiguous
-    assert memory.sum() == memory.reshape(-1)[:12].sum() == 12
 
 
 def test_each_block_of_queries_goes_its_own_way(ways: list[str]) -> None:

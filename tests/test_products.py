@@ -93,6 +93,11 @@ def test_rows_are_cut_in_powers_of_two_and_the_rest_by_itself(
     assert (out == 10).all()
 
 
+def test_a_product_over_nothing_is_zero() -> None:
+    out = np.full((130, 7), np.nan)
+    assert (product(np.ones((130, 0)), np.ones((9, 8))[9:, :7], out) == 0).all()
+
+
 def test_what_blas_would_copy_anyway_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     for A, B in (
         (np.ones((40, 10)), np.ones((7, 10)).T),  # no contiguous rows

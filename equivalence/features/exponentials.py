@@ -6,6 +6,7 @@ import numpy as np
 
 from equivalence._arrays import Array
 from equivalence.exponential import fast_exponential
+from equivalence.memory import operand
 from equivalence.products import product
 
 
@@ -22,7 +23,8 @@ def exponentials(X: Array, W: Array, tilt: Array | None = None) -> tuple[Array, 
     """
     exponential, base = fast_exponential(X.dtype)
     factor = X.dtype.type(base)
-    W_T, tilt = np.multiply(W.T, factor, order="C"), None if tilt is None else tilt * factor
+    W_T = np.multiply(W.T, factor, out=operand(W.shape[::-1], X.dtype))
+    tilt = None if tilt is None else tilt * factor
     E = _exponents(X, W_T, tilt)
     exponential(E, out=E)
     # A product with ones is several times faster than a sum, or a maximum, of each row.

@@ -82,8 +82,8 @@ def _parts(Q: Any, K: Any, V: Any) -> Callable[[], Any]:
     import numpy as np
 
     from equivalence.exponential import fast_exponential
+    from equivalence.memory import scratch
     from equivalence.products import product
-    from equivalence.tiling import scratch
 
     exponential, _ = fast_exponential(Q.dtype)
     d, (rows, keys) = Q.shape[-1], _tile(*Q.shape[-2:], Q.dtype)

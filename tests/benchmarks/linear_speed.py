@@ -23,6 +23,7 @@ from equivalence._arrays import Array
 from equivalence.exponential import fast_exponential
 from equivalence.features import Features, PositiveFeatures
 from equivalence.linear import linear_attention
+from equivalence.memory import as_operand
 from equivalence.products import product
 from equivalence.streaming import AttentionState
 from equivalence.verify.budgets import Budget, dual_budget, gamma, unit_roundoff
@@ -84,8 +85,8 @@ def floor(Q: Array, K: Array, V: Array, W: Array) -> Callable[[], Any]:
     """The products of linear attention and its exponentials, a cacheful of tokens at a time."""
     n, (exponential, _) = len(Q), fast_exponential(Q.dtype)
     rows = [slice(start, start + 1024) for start in range(0, n, 1024)]
-    E, W_T = np.zeros((min(n, 1024), FEATURES), Q.dtype), np.ascontiguousarray(W.T)
-    S_T, o = np.zeros((FEATURES, DIM), Q.dtype), np.zeros((min(n, 1024), DIM), Q.dtype)
+    E, o = (np.zeros((min(n, 1024), width), Q.dtype) for width in (FEATURES, DIM))
+    W_T, V, S_T = (as_operand(X) for X in (W.T, V, np.zeros((FEATURES, DIM), Q.dtype)))
 
     def call() -> None:
         for X in (Q, K):

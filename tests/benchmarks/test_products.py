@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from equivalence.memory import leading_dimension
 from equivalence.products import product
-from equivalence.tiling import leading_dimension
 
 Benchmark = Callable[..., Any]
 OF_DTYPES = pytest.mark.parametrize("dtype", ["float64", "float32"])
