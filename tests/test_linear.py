@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equivalence import OneStepRegressor, attention, linear
+from equivalence import OneStepRegressor, attention, linear, streaming
 from equivalence.features import Features, GramFeatures, PositiveFeatures, TrigonometricFeatures
 from equivalence.linear import linear_attention
 from equivalence.streaming import AttentionState, causal_attention_by_chunks
@@ -83,15 +83,18 @@ def require_definition(number: oracle.Arithmetic, case: Case, causal: bool) -> N
     st.integers(0, 2**32 - 1),
     st.integers(1, 8),
     st.integers(1, 12),
+    st.sampled_from([2, 4]),
     st.booleans(),
     st.sampled_from(["float64", "float32"]),
 )
 def test_it_is_its_definition_in_blocks_of_any_size(
-    seed: int, n: int, block: int, causal: bool, dtype: str
+    seed: int, n: int, block: int, many: int, causal: bool, dtype: str
 ) -> None:
+    """And for many queries, for which the state is copied, as for three."""
     case = make_case(seed, n_q=n if causal else 3, n=n, dtype=dtype, spread=0.5)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(linear, "_BLOCK_TOKENS", block)
+        patch.setattr(streaming, "_MANY", many)
         require_definition(oracle.FLOATS, case, causal)
 
 
