@@ -16,9 +16,11 @@ from equivalence.features.importance import log_importance_weights
 from equivalence.verify.budgets import Budget, gamma
 from equivalence.verify.compare import Disagreement, compare
 from equivalence.verify.laws import distribution_test, variance_test
+from proofs import load
 
 Array = np.ndarray[Any, Any]
 U = 2.0**-53
+PROOF = load("importance_features")
 
 RNG = np.random.default_rng(0)
 K, Q = RNG.standard_normal((5, 3)), 2 * RNG.standard_normal((4, 3))
@@ -59,6 +61,34 @@ def test_weights_are_one_over_the_density_of_the_mixture() -> None:
     size = float((abs(W).sum(1).max() + 40) * 20)
     budget = exponent_budget(size, len(K) * len(Q))
     compare("log N(w) / p(w)", log_importance_weights(W, K, Q), want, budget).require()
+
+
+def test_the_code_computes_the_expressions_of_the_proof() -> None:
+    """Exponents up to 200 in size, sums of 20 terms."""
+    D = np.exp(Q @ K.T).sum(axis=1)
+    for w in W:
+        given = {"Q": Q, "K": K, "w": w}
+        weight = math.exp(log_importance_weights([w], K, Q)[0])
+        for name in ("ratio", "mixture"):
+            want = PROOF.evaluate(name, given)
+            compare(name, [1 / weight], [want], Budget(want * gamma(4096, U), "exp", U)).require()
+        phi = ImportanceFeatures([w], log_importance_weights([w], K, Q))
+        f, g = (np.exp(X @ w - (X**2).sum(axis=1) / 2) for X in (Q, K))
+        for i, j in ((0, 0), (3, 4)):
+            given = {"f": f, "g": g, "D": D, "i": i + 1, "j": j + 1}
+            want = PROOF.evaluate("contribution", given)
+            got = contributions(phi, K, Q)[0, i, j]
+            budget = Budget(want * gamma(4096, U), "exp", U)
+            compare("contribution", [got], [want], budget).require()
+
+
+@pytest.mark.parametrize(("i", "j"), [(0, 0), (3, 4)])
+def test_the_density_of_the_proof_is_that_of_a_shifted_normal(i: int, j: int) -> None:
+    z = Q[i] + K[j]
+    for w in W:
+        want = math.exp(((w**2).sum() - ((w - z) ** 2).sum()) / 2)
+        got = PROOF.evaluate("shifted", {"Q": Q, "K": K, "w": w, "i": i + 1, "j": j + 1})
+        compare("N(w; z) / N(w)", [got], [want], Budget(want * gamma(4096, U), "exp", U)).require()
 
 
 def test_without_weights_they_are_positive_features() -> None:

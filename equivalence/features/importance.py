@@ -32,6 +32,7 @@ def log_importance_weights(
 
     projections (m, d), keys (n, d), queries (n_q, d): (m,) in float64. Raises ValueError for shapes
     that do not fit, no rows, and entries that are not finite.
+    Source: proofs/importance_features.py.
 
     Examples
     --------
@@ -78,7 +79,7 @@ class ImportanceFeatures:
     At other queries it is unbiased too, with a variance that has no such bound: draw for a sample
     that covers them. Scaling queries by t and keys by 1/t before, which leaves exp(x.y), draws
     nearer to queries for a large t and nearer to keys for a small one. The variance has no closed
-    form: the weight is a ratio of sums.
+    form: the weight is a ratio of sums. Source: proofs/importance_features.py.
 
     Examples
     --------

@@ -23,6 +23,7 @@ from equivalence.features import (
     DenseFeatures,
     GeneralizedFeatures,
     GramFeatures,
+    ImportanceFeatures,
     PositiveFeatures,
     ReducedFeatures,
     Reduction,
@@ -32,6 +33,7 @@ from equivalence.features import (
     prediction,
     sample_projections,
 )
+from equivalence.features.importance import log_importance_weights
 from equivalence.features.variance import log_relative_variance
 
 
@@ -52,6 +54,8 @@ class Implementation:
     attention_mean_square_error: Callable[..., Any] = prediction.attention_mean_square_error
     required_features: Callable[..., Any] = prediction.required_features
     log_lower_tail: Callable[..., Any] = prediction.log_lower_tail
+    ImportanceFeatures: Any = ImportanceFeatures
+    log_importance_weights: Callable[..., Any] = log_importance_weights
     TaylorFeatures: Any = TaylorFeatures
     TrigonometricFeatures: Any = TrigonometricFeatures
     sample_projections: Callable[..., Any] = sample_projections

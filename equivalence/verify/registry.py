@@ -36,6 +36,7 @@ STEMS = (
     "stacked_layers",
     "positions",
     "dense_exponential_features",
+    "importance_features",
 )
 
 
