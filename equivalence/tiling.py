@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -33,6 +34,7 @@ class Tiles(NamedTuple):
     keys: int
 
     @classmethod
+    @lru_cache(maxsize=64)
     def of(cls, n_q: int, n_k: int, width: int, dtype: np.dtype[Any], *, causal: bool) -> Tiles:
         """The sizes for n_q queries and n_k keys, where no token has more than `width` entries."""
         entries, most_keys = _TILE_BYTES // dtype.itemsize, _CAUSAL_KEYS if causal else _KEYS
