@@ -28,7 +28,7 @@ from equivalence.exponential import exponential_of
 from equivalence.memory import scratch
 from equivalence.panels import AttentionGradients, Memory, Panel, cleared
 from equivalence.products import columns
-from equivalence.scores import Problem, as_values
+from equivalence.scores import Problem, as_values, of_heads
 from equivalence.tiling import Tiles, even_parts, tasks
 
 __all__ = ["AttentionGradients", "attention_backward"]
@@ -130,7 +130,7 @@ def _add_all(problem: Problem, V: Array, G: Array, to: AttentionGradients) -> No
     rows, width, n_blocks = tiles.queries, tiles.keys, -(-n_k // tiles.keys)
     for index, starts in tasks(problem.batch, n_q, tiles, 1):
         heads = problem.of_heads(index)
-        v, g = (np.broadcast_to(x, (*problem.batch, *x.shape[-2:]))[index] for x in (V, G))
+        v, g = (of_heads(x, problem.batch, index) for x in (V, G))
         (k, bad_key), (v, bad_value) = cleared(heads.key), cleared(v)
         bad = (bad_key | bad_value).astype(dtype)
         B = heads.batch

@@ -31,7 +31,7 @@ from equivalence.exponential import (
 )
 from equivalence.memory import contiguous, scratch
 from equivalence.products import columns, product, views_of_columns
-from equivalence.scores import Problem
+from equivalence.scores import Problem, of_heads
 from equivalence.tiling import Index, Tiles, in_threads, tasks
 
 # So few scores are not worth the choice.
@@ -56,7 +56,7 @@ def evaluate(
     def work(task: tuple[Index, Sequence[int]]) -> None:
         index, starts = task
         heads = problem.of_heads(index)
-        values = np.broadcast_to(V, (*problem.batch, n_k, c))[index] if index else V
+        values = of_heads(V, problem.batch, index) if index else V
         with np.errstate(all="ignore"):
             if small:
                 _whole(heads, values, output[index])
