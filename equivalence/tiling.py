@@ -81,11 +81,21 @@ def _groups(batch: tuple[int, ...], size: int) -> Iterator[Index]:
 
 
 def in_threads(work: Callable[[_Task], None], each: Sequence[_Task], n_threads: int) -> None:
-    """Do the work of each task, which depends on no other; NumPy's loops let threads overlap."""
-    if n_threads == 1 or len(each) == 1:
-        for task in each:
+    """Do the work of each task, which depends on no other; NumPy's loops let threads overlap.
+
+    This thread is one of them, with the memory that it has kept.
+    """
+    n = min(n_threads, len(each))
+
+    def work_on(first: int) -> None:
+        for task in each[first::n]:
             work(task)
+
+    if n == 1:
+        work_on(0)
         return
-    with ThreadPoolExecutor(n_threads) as pool:
-        for _ in pool.map(work, each):
-            pass
+    with ThreadPoolExecutor(n - 1) as pool:
+        others = [pool.submit(work_on, first) for first in range(1, n)]
+        work_on(0)
+    for other in others:
+        other.result()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from equivalence import attention, blocked, exponential
 from equivalence.scores import Problem
-from equivalence.tiling import Tiles, even_parts
+from equivalence.tiling import Tiles, even_parts, in_threads
 from equivalence.verify import oracle
 from equivalence.verify.budgets import attention_budget, unit_roundoff
 from equivalence.verify.compare import compare
@@ -381,6 +381,20 @@ def test_threads_work_at_the_same_time(
     assert np.array_equal(attention(x, x, x, n_threads=2), alone)
 
 
+@pytest.mark.parametrize("n_threads", [1, 2, 3, 9])
+def test_each_task_is_done_once_and_what_goes_wrong_is_raised(n_threads: int) -> None:
+    done: list[int] = []
+    in_threads(done.append, range(7), n_threads)
+    assert sorted(done) == list(range(7))
+
+    def refuse(task: int) -> None:
+        if task == 5:
+            raise ValueError("five")
+
+    with pytest.raises(ValueError, match="five"):
+        in_threads(refuse, range(7), n_threads)
+
+
 @pytest.mark.parametrize("spread", [1.0, 30.0])
 @pytest.mark.parametrize("options", [{}, {"causal": True}, {"n_threads": 2}])
 def test_memory_beyond_the_result_is_that_of_a_block(
@@ -394,10 +408,10 @@ def test_memory_beyond_the_result_is_that_of_a_block(
     thread.join()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    # A block of scores, as much for scaled queries, sums and masks, and the keys transposed.
-    block = 512 * 1024 * 8
-    one = 2 * block + K.nbytes
-    assert block // 2 < peak - V.nbytes < options.get("n_threads", 1) * one + block // 4
+    # A block of scores, as much for scaled queries, sums and masks, and copies of keys and values.
+    block = 1 << 20
+    one = 2 * block + K.nbytes + V.nbytes
+    assert block < peak - V.nbytes < options.get("n_threads", 1) * one + block // 4
 
 
 def test_the_fast_exponential_is_as_good_as_the_budget_has_it() -> None:
