@@ -12,7 +12,7 @@ from sympy import Expr, IndexedBase, Integer, Integral, Sum, exp, oo, pi, sqrt, 
 
 from .derivation import Derivation, Expand, Integrate, Proof, Substitute
 
-d, n = symbols("d n", integer=True, positive=True)
+d, n, m = symbols("d n m", integer=True, positive=True)
 n_q = symbols("n_q", integer=True, positive=True)
 i, j, h, l, r, s = symbols("i j h l r s", integer=True, positive=True)  # noqa: E741
 omega, x, y, a = symbols("omega x y a", real=True)
@@ -51,7 +51,6 @@ def density(point: Expr) -> Expr:
     return exp(-(point**2) / 2) / sqrt(2 * pi)
 
 
-z_l = Q[i, l] + K[j, l]
 A_ij = kappa(i, j) / normalizer(i)
 shifted = about(i, j)
 mixture = Sum(A_ij * shifted, (i, 1, n_q), (j, 1, n)) / n_q
@@ -64,9 +63,9 @@ features = exp(omega * (x + y) - (x**2 + y**2) / 2)
 def argument(proof: Proof) -> None:
     proof.step(
         "The density about a query and a key, in one coordinate",
-        density(w[l] - z_l) / density(w[l]),
+        density(omega - x - y) / density(omega),
         Expand(),
-        exp(w[l] * z_l - z_l**2 / 2),
+        exp(omega * (x + y) - (x + y) ** 2 / 2),
         because="w ~ q + k + N(0, I), relative to N(0, I); coordinates multiply",
     )
     proof.step(
@@ -108,11 +107,11 @@ def argument(proof: Proof) -> None:
         "n_q/A_ij",
     )
     proof.step(
-        "The bound of the relative variance",
-        T * n_q / A - 1,
+        "The bound of the relative variance of m features",
+        (T * n_q / A - 1) / m,
         Substitute({T: 1}),
-        n_q / A - 1,
-        because="E T = 1; m independent features divide it by m",
+        (n_q / A - 1) / m,
+        because="E T = 1, and the features are independent",
     )
     refuse_variants(proof)
 
@@ -183,9 +182,9 @@ derivation = Derivation(
         "the expectation over one coordinate of N(0, I), as in positive_features",
     ),
     sizes=(
-        {"n_q": 1, "n": 1, "d": 1, "i": 1, "j": 1, "l": 1},
-        {"n_q": 2, "n": 3, "d": 1, "i": 2, "j": 1, "l": 1},
-        {"n_q": 4, "n": 5, "d": 6, "i": 3, "j": 2, "l": 1},
+        {"n_q": 1, "n": 1, "d": 2, "m": 3, "i": 1, "j": 1},
+        {"n_q": 2, "n": 3, "d": 1, "m": 1, "i": 2, "j": 1},
+        {"n_q": 4, "n": 3, "d": 5, "m": 6, "i": 2, "j": 1},
     ),
     expressions={
         "shifted": shifted,

@@ -65,8 +65,8 @@ def fresh() -> Proof:
 
 
 @pytest.mark.parametrize("stem", stems())
-def test_proof_holds(proved, stem):
-    proof = proved(stem)
+def test_proof_holds(examined, stem):
+    proof = examined(stem).proof
     assert proof.steps
     for step in proof.steps:
         assert len(step.confirmations) >= 3
@@ -74,21 +74,16 @@ def test_proof_holds(proved, stem):
 
 
 @pytest.mark.parametrize("stem", stems())
-def test_every_false_variant_is_refused(proved, stem):
-    proof = proved(stem)
-    assert len(proof.refusals) >= 5
-    for refusal in proof.refusals:
-        assert not equal(refusal.operation.apply(refusal.start), refusal.claim), refusal.name
-        assert refusal.true_value != refusal.claimed_value, refusal.name
+def test_every_false_variant_is_refused(examined, stem):
+    """By the normal form, and by the values at an instance."""
+    assert len(examined(stem).proof.refusals) >= 5
+    assert not examined(stem).accepted
 
 
 @pytest.mark.parametrize("stem", stems())
-def test_a_flipped_sign_breaks_every_step(proved, stem):
+def test_a_flipped_sign_breaks_every_step(examined, stem):
     """The normal form tells the claim from its negation, and so does the instance on its own."""
-    instances = load(stem).instances
-    for step in proved(stem).steps:
-        assert not equal(step.claim, -step.claim), step.title
-        assert not step.operation.confirm(step.start, -step.claim, instances[0]).agrees, step.title
+    assert not examined(stem).unbroken
 
 
 @pytest.mark.parametrize("stem", stems())
@@ -98,8 +93,8 @@ def test_module_documents_every_expression(stem):
         assert f"`{name}`" in module.__doc__, f"{stem} does not document {name}"
 
 
-def test_a_proof_is_the_same_every_time(proved):
-    again, first = load("gram_features").prove(), proved("gram_features")
+def test_a_proof_is_the_same_every_time(examined):
+    again, first = load("gram_features").prove(), examined("gram_features").proof
     assert (again.steps, again.refusals) == (first.steps, first.refusals)
 
 
