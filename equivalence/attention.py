@@ -51,8 +51,8 @@ def attention(
     out : array (..., n_q, c), optional
         Where to write the result, of its shape and dtype; it shares no memory with an argument.
     n_threads : int
-        How many threads divide the query rows, or the heads, among them: the result has the same
-        bits. They pay only if the BLAS of NumPy has one thread (OPENBLAS_NUM_THREADS=1).
+        How many threads at most divide the query rows, or the heads, among them: the result has
+        the same bits. They pay only if the BLAS of NumPy has one thread (OPENBLAS_NUM_THREADS=1).
 
     Returns
     -------

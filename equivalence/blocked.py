@@ -36,6 +36,8 @@ from equivalence.tiling import Index, Tiles, in_threads, tasks
 
 # So few scores are not worth the choice.
 _SMALL = 10_000
+# A thread with fewer scores than these costs more than it gains.
+_WORTH_A_THREAD = 1 << 18
 # With fewer queries than this, copies of keys and values cost more than they gain.
 _MANY = 64
 # So many values mostly tell how large all of them are together.
@@ -50,7 +52,9 @@ def evaluate(
     if n_k == 0 or output.size == 0:
         output.fill(np.nan)
         return
-    small = tiles is None and math.prod(problem.batch) * n_q * n_k <= _SMALL
+    n_scores = math.prod(problem.batch) * n_q * n_k
+    small = tiles is None and n_scores <= _SMALL
+    n_threads = min(n_threads, max(1, n_scores // _WORTH_A_THREAD))
     tiles = tiles or Tiles.of(n_q, n_k, max(d, c), output.dtype, causal=problem.causal)
 
     def work(task: tuple[Index, Sequence[int]]) -> None:

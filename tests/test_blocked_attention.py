@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equivalence import attention, blocked, exponential
+from equivalence import attention, blocked, exponential, tiling
 from equivalence.scores import Problem
 from equivalence.tiling import Tiles, even_parts, in_threads
 from equivalence.verify import oracle
@@ -358,14 +358,14 @@ def test_at_size_the_budget_holds_at_every_block_size(
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("batch", [(), (2, 3)])
 def test_threads_give_the_same_bits(batch: tuple[int, ...], causal: bool) -> None:
-    Q, K, V = (np.random.default_rng(i).standard_normal((*batch, 700, 8)) for i in range(3))
+    Q, K, V = (np.random.default_rng(i).standard_normal((*batch, 1200, 8)) for i in range(3))
     Q[..., 600:, :] *= 100  # both ways
     alone = attention(Q, K, V, causal=causal)
     for n_threads in (2, 5):
         assert np.array_equal(attention(Q, K, V, causal=causal, n_threads=n_threads), alone)
 
 
-@pytest.mark.parametrize(("batch", "n"), [((), 700), ((260,), 60)])
+@pytest.mark.parametrize(("batch", "n"), [((), 725), ((200,), 60)])
 def test_threads_work_at_the_same_time(
     monkeypatch: pytest.MonkeyPatch, batch: tuple[int, ...], n: int
 ) -> None:
@@ -379,6 +379,14 @@ def test_threads_work_at_the_same_time(
     alone = attention(x, x, x)
     monkeypatch.setattr(blocked, "_by_tiles", meeting)
     assert np.array_equal(attention(x, x, x, n_threads=2), alone)
+
+
+def test_a_thread_that_costs_more_than_it_gains_is_not_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tiling, "ThreadPoolExecutor", None)
+    x = np.ones((724, 64))
+    attention(x, x, x, n_threads=2)
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 3, 9])
