@@ -273,7 +273,8 @@ class OneStepRegressor:
         W_0 = initial_weights(V[given], Phi[given], 1.0)
         slope = gradient(V[seen], Phi[seen], 1.0, self.learning_rate)
         self.initial_coef_, self.coef_ = W_0, gradient_step(W_0, slope, self.learning_rate)
-        self.normalizer_, self.log_scale_ = Phi.sum(axis=-2), log_scale
+        with np.errstate(all="ignore"):
+            self.normalizer_, self.log_scale_ = Phi.sum(axis=-2), log_scale
         self.feature_map_, self.n_features_in_ = feature_map, d
         self._root_scale, self._dtypes = root_scale, (K.dtype, V.dtype)
         return self
