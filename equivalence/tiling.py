@@ -39,7 +39,8 @@ class Tiles(NamedTuple):
         """The sizes for n_q queries and n_k keys, where no token has more than `width` entries."""
         entries, most_keys = _TILE_BYTES // dtype.itemsize, _CAUSAL_KEYS if causal else _KEYS
         most_keys = min(most_keys, max(256, _KEY_ENTRIES // max(1, width)))
-        queries = max(1, even_parts(n_q, entries // max(1, min(n_k, most_keys), width)))
+        most_queries = max(1, entries // max(1, min(n_k, most_keys), width))
+        queries = max(1, even_parts(n_q, most_queries))
         if not causal:
             most_keys = max(most_keys, entries // queries)
         keys = max(1, even_parts(n_k, most_keys))
@@ -52,7 +53,8 @@ def even_parts(n: int, most: int) -> int:
     >>> even_parts(600, 512), even_parts(500, 512), even_parts(512, 512)
     (320, 500, 512)
     """
-    size = -(-n // max(1, -(-n // most)))
+    n_parts = max(1, -(-n // most))
+    size = -(-n // n_parts)
     return min(n, most, -(-size // _MULTIPLE) * _MULTIPLE)
 
 

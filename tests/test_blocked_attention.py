@@ -283,6 +283,7 @@ def test_a_value_of_zero_needs_no_shift(ways: list[str]) -> None:
         (1, 32768, 64, "d", False, (4, 1, 32768)),
         (4096, 16, 64, "d", False, (1, 2048, 16)),
         (16, 16, 16, "d", False, (512, 16, 16)),
+        (7, 9, 200_000, "d", False, (1, 1, 9)),  # a tile of one token
         (0, 0, 1, "d", False, (131072, 1, 1)),
     ],
 )
