@@ -15,7 +15,7 @@ from .derivation import Derivation, Expand, Integrate, Proof, Substitute
 d, n, m = symbols("d n m", integer=True, positive=True)
 n_q = symbols("n_q", integer=True, positive=True)
 i, j, h, l, r, s = symbols("i j h l r s", integer=True, positive=True)  # noqa: E741
-omega, x, y, a = symbols("omega x y a", real=True)
+omega, x, y, a, c = symbols("omega x y a c", real=True)
 A, T = symbols("A T", positive=True)
 
 Q = IndexedBase("Q", shape=(n_q, d), real=True)
@@ -57,7 +57,7 @@ mixture = Sum(A_ij * shifted, (i, 1, n_q), (j, 1, n)) / n_q
 ratio = Sum(phi(Q, r) / normalizer(r), (r, 1, n_q)) * Sum(phi(K, s), (s, 1, n)) / n_q
 inverse_weight = Sum(f[r] / D[r], (r, 1, n_q)) * Sum(g[s], (s, 1, n)) / n_q
 contribution = f[i] * g[j] / D[i] / inverse_weight
-features = exp(omega * (x + y) - (x**2 + y**2) / 2)
+half_norms = (x**2 + y**2) / 2
 
 
 def argument(proof: Proof) -> None:
@@ -83,9 +83,16 @@ def argument(proof: Proof) -> None:
         because="A_ij = kappa_ij/D_i, and D_i depends on the query alone",
     )
     proof.step(
-        "The mean of a weighted product, in one coordinate",
-        Integral(density(omega) * features, (omega, -oo, oo)),
+        "The moment generating function of one normal coordinate",
+        Integral(density(omega) * exp(c * omega), (omega, -oo, oo)),
         Integrate(),
+        exp(c**2 / 2),
+        because="completing the square",
+    )
+    proof.step(
+        "The mean of a weighted product, in one coordinate",
+        exp(c**2 / 2 - half_norms),
+        Substitute({c: x + y}),
         exp(x * y),
         because="p is positive everywhere and cancels against the weight N(w; 0, I)/p(w): "
         "E phi(x).phi(y) = exp(x.y), at all points x and y",
@@ -147,8 +154,8 @@ def refuse_variants(proof: Proof) -> None:
     )
     proof.refuse(
         "unbiased without weights",
-        Integral(density(omega - a) * features, (omega, -oo, oo)),
-        Integrate(),
+        exp(c**2 / 2 + a * c - half_norms),
+        Substitute({c: x + y}),
         exp(x * y),
         because="about a the mean is exp(x y) exp(a (x + y))",
     )
