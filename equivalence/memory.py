@@ -37,9 +37,13 @@ def leading_dimension(width: int, dtype: np.dtype[Any]) -> int:
     return (lines + (lines % _LINES_APART == 0)) * _LINE // dtype.itemsize
 
 
+def _padded(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...]:
+    return *shape[:-1], leading_dimension(shape[-1], dtype)
+
+
 def operand(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """An empty array of that shape for the second operand of a product: see leading_dimension."""
-    padded = *shape[:-1], leading_dimension(shape[-1], dtype)
+    padded = _padded(shape, dtype)
     memory = np.empty(math.prod(padded) * dtype.itemsize + _LINE, np.uint8)
     array: Array = np.ndarray(padded, dtype, memory.data, -memory.ctypes.data % _LINE)
     return array[..., : shape[-1]]
@@ -68,7 +72,7 @@ def scratch(
 
     Before them those for the second operands of products, whose rows all start at cache lines.
     """
-    padded = ((*shape[:-1], leading_dimension(shape[-1], dtype)) for shape in operands)
+    padded = (_padded(shape, dtype) for shape in operands)
     asked: _Kept = _spare.__dict__.pop("kept", _Kept())
     kept = asked.arranged(dtype, (*padded, *shapes))
     of_rows = (x[..., : shape[-1]] for x, shape in zip(kept.arrays, operands, strict=False))

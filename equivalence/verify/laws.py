@@ -94,6 +94,18 @@ def variance_test(
     )
 
 
+def neighbours_test(what: str, sample: Array, *, alpha: float, ratio: float) -> LawTest:
+    """Independence of neighbours: (z_1 + z_2)/sqrt(2) of standard normals is one, if they are.
+
+    >>> twice = np.repeat(np.tile([-1.0, 1.0], 2000), 2)
+    >>> test = neighbours_test("neighbours", twice, alpha=1e-9, ratio=1.3)
+    >>> round(test.statistic), test.statistic > test.upper
+    (8000, True)
+    """
+    sums = (sample[0::2] + sample[1::2]) / math.sqrt(2)
+    return variance_test(what, sums**2, len(sums), alpha=alpha, ratio=ratio)
+
+
 def distribution_test(
     what: str, sample: Array, cdf: Callable[[Array], Array], *, alpha: float, gap: float
 ) -> LawTest:

@@ -20,7 +20,7 @@ from equivalence.verify.cases import Case
 from equivalence.verify.claim import Claim, Kind, Mutant
 from equivalence.verify.compare import Comparison, compare
 from equivalence.verify.implementation import Implementation
-from equivalence.verify.laws import LawTest, distribution_test, variance_test
+from equivalence.verify.laws import LawTest, distribution_test, neighbours_test, variance_test
 from equivalence.verify.quadrature import discretisation_error, gaussian_nodes
 
 _N_DRAWS = 20000
@@ -44,10 +44,7 @@ def law(impl: Implementation, rng: np.random.Generator) -> Iterator[LawTest]:
     alpha = coupled.ALPHA
     yield distribution_test(f"law of {where}", along, special.ndtr, alpha=alpha, gap=0.05)
     yield variance_test(f"variance of {where}", along**2, len(along), alpha=alpha, ratio=1.2)
-    sums = (along[0::2] + along[1::2]) / math.sqrt(2)
-    yield variance_test(
-        f"independence of neighbours: {where}", sums**2, len(sums), alpha=alpha, ratio=1.3
-    )
+    yield neighbours_test(f"independence of neighbours: {where}", along, alpha=alpha, ratio=1.3)
 
 
 def _moments(

@@ -17,12 +17,11 @@ from equivalence.verify.budgets import Budget, gamma
 from equivalence.verify.cases import Case
 from equivalence.verify.claim import Claim, Kind, mutant
 from equivalence.verify.compare import Comparison, compare
-from equivalence.verify.coupled import exponent_error, log_products, near
+from equivalence.verify.coupled import exponent_error, log_products, moment_along, near
 from equivalence.verify.dual_case import scaled
 from equivalence.verify.implementation import Implementation
-from equivalence.verify.laws import LawTest, distribution_test, variance_test
+from equivalence.verify.laws import LawTest, distribution_test, neighbours_test, variance_test
 from equivalence.verify.oracle import Arithmetic, Number
-from equivalence.verify.quadrature import discretisation_error, gaussian_nodes
 
 _ALPHA = 1e-9
 _N_DRAWS = 20000
@@ -48,13 +47,14 @@ def law(impl: Implementation, rng: np.random.Generator) -> Iterator[LawTest]:
     w = phi.projections[:, 0]
     where = f"w ~ q + k + N(0, 1), {_N_DRAWS} draws"
     yield distribution_test(f"law of {where}", w, _distribution, alpha=_ALPHA, gap=0.05)
-    yield _neighbours(f"independence of {where}", special.ndtri(_distribution(w)))
+    normal = special.ndtri(_distribution(w))
+    yield neighbours_test(f"independence of {where}: neighbours", normal, alpha=_ALPHA, ratio=1.3)
     q, k = rng.standard_normal((2, 1, 3))
     phi = impl.ImportanceFeatures.sample(k, q, _N_DRAWS, rng=rng)
     z = (phi.projections - q - k).ravel()
     where = f"w - q - k of one pair, d=3, {_N_DRAWS} draws"
     yield variance_test(f"variance of {where}", z**2, len(z), alpha=_ALPHA, ratio=1.2)
-    yield _neighbours(f"independence of {where}", z)
+    yield neighbours_test(f"independence of {where}: neighbours", z, alpha=_ALPHA, ratio=1.3)
 
 
 def _distribution(w: Array) -> Array:
@@ -66,11 +66,6 @@ def _distribution(w: Array) -> Array:
         for k, weight in kappa.items():
             total += weight / D / 2 * special.ndtr(w - q - k)
     return total
-
-
-def _neighbours(what: str, z: Array) -> LawTest:
-    pairs = (z[0::2] + z[1::2]) / math.sqrt(2)
-    return variance_test(f"{what}: neighbours", pairs**2, len(pairs), alpha=_ALPHA, ratio=1.3)
 
 
 def _weights(impl: Implementation, case: Case, Q: Array, K: Array) -> Iterator[Comparison]:
@@ -178,47 +173,26 @@ def _by_definition(impl: Implementation, case: Case, x: Array, y: Array) -> Comp
 
 
 def _mean(impl: Implementation, case: Case, x: Array, y: Array, Q: Array, K: Array) -> Comparison:
-    """E phi(x).phi(y) over the mixture, by the trapezoidal rule along x + y.
-
-    p(w) times a product of features is N(w; 0, I) times one that w enters by w.(x + y) alone; both
-    sides times exp(-shift).
-    """
+    """E phi(x).phi(y) over the mixture: p(w) times a product of features is N(w; 0, I) times T."""
     number = case.arithmetic
-    z = (x + y)[0].astype(np.float64)
-    length = float(np.linalg.norm(z))
-    nodes, weights = gaussian_nodes(centre=length)
-    W = (nodes[:, None] * (z / length)).astype(x.dtype)
-    log_weights = impl.log_importance_weights(W, K, Q)
-    log_T = log_products(impl.ImportanceFeatures(W, log_weights), x, y)[0]
+    log_A = special.log_softmax(Q.astype(np.float64) @ K.T, axis=1)
+
+    def log_T_at(W: Array) -> tuple[Array, Array]:
+        log_weights = impl.log_importance_weights(W, K, Q)
+        log_T = log_products(impl.ImportanceFeatures(W, log_weights), x, y)[0]
+        error = _tilted_error(W, log_weights, x, y, case.u) + 2 * _weight_error(W, Q, K)
+        return log_T + _log_mixture(W, Q, K, log_A - math.log(len(Q))), error
+
     dot = number.dot(number.vectors(x)[0], number.vectors(y)[0])
-    shift = float(dot)
-    norms = float((x.astype(np.float64) ** 2 + y.astype(np.float64) ** 2).sum())
-    got = (weights * np.exp(log_T + _log_density_ratio(W, Q, K) - shift)).sum()
-    ideal = weights * np.exp(nodes * length - norms / 2 - shift)
-    rounded = (
-        _tilted_error(W, log_weights, x, y, case.u) + 2 * _weight_error(W, Q, K)
-        + 2 * case.u * (abs(nodes) * length + norms + abs(shift))
-    )  # fmt: skip
-    # A node whose feature underflowed beside the row's largest is lost whole.
-    error = np.where(np.isneginf(log_T), 1.0, np.expm1(rounded))
-    bound = (ideal * error).sum() + gamma(len(nodes) + 4, case.u) * ideal.sum()
-    budget = Budget(
-        np.full((1, 1), bound + 2 * discretisation_error()),
-        _BECAUSE + "; trapezoidal rule, 2 exp(-2 pi^2/h^2) and tails beyond 9 standard deviations",
-        case.u,
-    )
-    want = [[number.exp(dot - number.number(shift))]]
-    what = "E phi(x).phi(y) = exp(x.y) by quadrature along x + y"
-    return oracle.against(number, what, np.full((1, 1), got), want, budget)
+    return moment_along(case, x, y, "E phi(x).phi(y) = exp(x.y)", 1, dot, log_T_at, _BECAUSE)
 
 
-def _log_density_ratio(W: Array, Q: Array, K: Array) -> Array:
-    """log p(w) / N(w; 0, I), as a mixture of all pairs."""
+def _log_mixture(W: Array, Q: Array, K: Array, log_chances: Array | float) -> Array:
+    """log p(w) / N(w; 0, I), p the density of q_i + k_j + N(0, I) with these chances of a pair."""
     W, Q, K = (x.astype(np.float64) for x in (W, Q, K))
-    log_A = special.log_softmax(Q @ K.T, axis=1)
     z = Q[:, None] + K
-    exponents = log_A + z.dot(W.T).transpose(2, 0, 1) - (z**2).sum(axis=-1) / 2
-    ratio: Array = special.logsumexp(exponents, axis=(1, 2)) - math.log(len(Q))
+    exponents = log_chances + z.dot(W.T).transpose(2, 0, 1) - (z**2).sum(axis=-1) / 2
+    ratio: Array = special.logsumexp(exponents, axis=(1, 2))
     return ratio
 
 
@@ -352,9 +326,9 @@ class _Repeated(ImportanceFeatures):
     def sample(
         cls, keys: npt.ArrayLike, queries: npt.ArrayLike, n_features: int, *, rng: Any
     ) -> Self:
-        W = importance.ImportanceFeatures.sample(keys, queries, n_features, rng=rng).projections
-        W = np.repeat(W, 2, axis=0)[:n_features]
-        return cls(W, importance.log_importance_weights(W, keys, queries))
+        drawn = super().sample(keys, queries, n_features, rng=rng)
+        twice = np.arange(n_features) // 2
+        return cls(drawn.projections[twice], drawn.log_weights[twice])
 
 
 class _UnitWeights(ImportanceFeatures):
@@ -362,8 +336,8 @@ class _UnitWeights(ImportanceFeatures):
     def sample(
         cls, keys: npt.ArrayLike, queries: npt.ArrayLike, n_features: int, *, rng: Any
     ) -> Self:
-        W = importance.ImportanceFeatures.sample(keys, queries, n_features, rng=rng).projections
-        return cls(W, np.zeros(n_features))
+        drawn = super().sample(keys, queries, n_features, rng=rng)
+        return cls(drawn.projections, np.zeros(n_features))
 
 
 def _forgets_normalizers(W: npt.ArrayLike, keys: npt.ArrayLike, queries: npt.ArrayLike) -> Array:
@@ -388,10 +362,7 @@ def _mean_over_keys(W: npt.ArrayLike, keys: npt.ArrayLike, queries: npt.ArrayLik
 def _for_uniform_keys(W: npt.ArrayLike, keys: npt.ArrayLike, queries: npt.ArrayLike) -> Array:
     """Those of w ~ q + k + N(0, I) with any query and any key."""
     w, K, Q = (np.asarray(x, np.float64) for x in (W, keys, queries))
-    z = Q[:, None] + K
-    exponents = z.dot(w.T).transpose(2, 0, 1) - (z**2).sum(axis=-1) / 2
-    weights: Array = math.log(len(Q) * len(K)) - special.logsumexp(exponents, axis=(1, 2))
-    return weights
+    return -_log_mixture(w, Q, K, -math.log(len(Q) * len(K)))
 
 
 claim = Claim(

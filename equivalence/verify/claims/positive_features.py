@@ -17,11 +17,16 @@ from equivalence.verify.budgets import Budget, gamma
 from equivalence.verify.cases import Case
 from equivalence.verify.claim import Claim, Kind, Mutant
 from equivalence.verify.compare import Comparison
-from equivalence.verify.coupled import exponent_error, log_products, near
+from equivalence.verify.coupled import exponent_error, log_products, moment_along, near
 from equivalence.verify.dual_case import scaled
 from equivalence.verify.implementation import Implementation
-from equivalence.verify.laws import LawTest, distribution_test, mean_test, variance_test
-from equivalence.verify.quadrature import discretisation_error, gaussian_nodes
+from equivalence.verify.laws import (
+    LawTest,
+    distribution_test,
+    mean_test,
+    neighbours_test,
+    variance_test,
+)
 
 _ALPHA = 1e-9
 _N_DRAWS = 20000
@@ -50,10 +55,7 @@ def law(impl: Implementation, rng: np.random.Generator) -> Iterator[LawTest]:
         yield mean_test(f"mean of {where}", z, 0.0, 1.0, alpha=_ALPHA, shift=0.1)
         yield variance_test(f"variance of {where}", z**2, len(z), alpha=_ALPHA, ratio=1.2)
         yield distribution_test(f"law of {where}", z, special.ndtr, alpha=_ALPHA, gap=0.05)
-        pairs = (z[0::2] + z[1::2]) / math.sqrt(2)
-        yield variance_test(
-            f"independence of neighbours in {where}", pairs**2, len(pairs), alpha=_ALPHA, ratio=1.3
-        )
+        yield neighbours_test(f"independence of neighbours in {where}", z, alpha=_ALPHA, ratio=1.3)
 
 
 def _by_definition(impl: Implementation, case: Case, x: Array, y: Array) -> Comparison:
@@ -86,44 +88,16 @@ def _moments(impl: Implementation, case: Case, x: Array, y: Array) -> Iterator[C
     px, py = number.vectors(x)[0], number.vectors(y)[0]
     dot = number.dot(px, py)
     s = number.sum((a + b) * (a + b) for a, b in zip(px, py, strict=True))
-    yield _moment(impl, case, x, y, "E T = exp(x.y)", 1, dot)
-    yield _moment(impl, case, x, y, "E T^2 = exp(2 x.y + |x+y|^2)", 2, 2 * dot + s)
 
+    def log_T_at(W: Array) -> tuple[Array, Array]:
+        log_T = log_products(impl.PositiveFeatures(W), x, y)[0]
+        return log_T, exponent_error(W, x, y, case.u)
 
-def _moment(
-    impl: Implementation,
-    case: Case,
-    x: Array,
-    y: Array,
-    what: str,
-    power: int,
-    log_exact: oracle.Number,
-) -> Comparison:
-    """E T^power by the trapezoidal rule along x + y, both sides times exp(-shift)."""
-    z = (x + y)[0].astype(np.float64)
-    length = float(np.linalg.norm(z))
-    nodes, weights = gaussian_nodes(centre=power * length)
-    W = (nodes[:, None] * (z / length)).astype(x.dtype)
-    shift = float(log_exact)
-    log_T = log_products(impl.PositiveFeatures(W), x, y)[0]
-    norms = float((x.astype(np.float64) ** 2 + y.astype(np.float64) ** 2).sum())
-    terms = weights * np.exp(power * (nodes * length - norms / 2) - shift)
-    rounded = exponent_error(W, x, y, case.u) + 2 * case.u * (
-        abs(nodes) * length + norms + abs(shift)
-    )
-    # A node whose feature underflowed beside the row's largest is lost whole.
-    lost = np.isneginf(log_T)
-    error = np.where(lost, 1.0, np.expm1(power * rounded))
-    bound = (terms * error).sum() + gamma(len(nodes) + 4, case.u) * terms.sum()
-    budget = Budget(
-        np.full((1, 1), bound + 2 * discretisation_error()),
-        _BECAUSE + "; trapezoidal rule, 2 exp(-2 pi^2/h^2) and tails beyond 9 standard deviations",
-        case.u,
-    )
-    got = np.full((1, 1), (weights * np.exp(power * log_T - shift)).sum())
-    number = case.arithmetic
-    want = [[number.exp(log_exact - number.number(shift))]]
-    return oracle.against(number, f"{what} by quadrature along x + y", got, want, budget)
+    for what, power, log_exact in (
+        ("E T = exp(x.y)", 1, dot),
+        ("E T^2 = exp(2 x.y + |x+y|^2)", 2, 2 * dot + s),
+    ):
+        yield moment_along(case, x, y, what, power, log_exact, log_T_at, _BECAUSE)
 
 
 _BECAUSE = (
